@@ -1,0 +1,56 @@
+"""Streamed statistics of a model on texts; nothing but running sums is kept."""
+
+from collections.abc import Iterable
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from encoders import encoder_linears
+
+
+def calibration_texts(split: Dataset, count: int, seed: int) -> list[str]:
+    """At most `count` texts of the split, drawn with `seed`."""
+    return list(split.shuffle(seed=seed)[:count]["text"])
+
+
+def text_batches(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, batch: int, device: str = "cpu"
+) -> Iterable[dict[str, Tensor]]:
+    """Padded batches of token ids, similar lengths together."""
+    texts = sorted(texts, key=len)
+    for start in range(0, len(texts), batch):
+        yield tokenizer(texts[start : start + batch], truncation=True, max_length=max_length, padding=True,
+                        return_tensors="pt").to(device)  # fmt: skip
+
+
+class SquareSums:
+    """Sum of squares of what reaches each Linear, over real tokens (Sun et al. 2023, ||X_j||_2)."""
+
+    def __init__(self, linears: dict[str, nn.Linear]):
+        self.sums = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
+        self.mask: Tensor | None = None
+
+    def add(self, name: str, inputs: Tensor) -> None:
+        """Add one batch: `inputs` [rows, tokens, features]; padding does not count."""
+        real = inputs[self.mask.bool()].float()
+        self.sums[name] += real.square().sum(0).double().cpu()
+
+
+@torch.inference_mode()
+def input_norms(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Encoder Linear -> L2 norm [in] of each of its input features over all real tokens of `batches`."""
+    linears = encoder_linears(model)
+    squares = SquareSums(linears)
+    hooks = [linear.register_forward_pre_hook(lambda _, args, name=name: squares.add(name, args[0]))
+             for name, linear in linears.items()]  # fmt: skip
+    model.eval()
+    try:
+        for batch in batches:
+            squares.mask = batch["attention_mask"]
+            model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total.sqrt().float() for name, total in squares.sums.items()}

@@ -1,0 +1,29 @@
+"""What a run says on stderr: our own lines and progress bars, without the chatter of libraries. No torch."""
+
+import logging
+import os
+import sys
+import warnings
+
+from tqdm import tqdm
+
+CHATTY = ("torchao", "torch.utils._pytree", "transformers", "datasets", "accelerate", "httpx", "bitsandbytes")
+
+
+class AboveBars(logging.Handler):
+    """Writes log lines to stderr without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging() -> None:
+    """Send our log to stderr; libraries speak only of errors. Call it before they are imported."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[AboveBars()])
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")

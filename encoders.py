@@ -1,0 +1,215 @@
+"""Where a model starts: a hub name, a directory, fresh weights, or layers of the teacher.
+
+Also the one place that knows how encoder families differ: which Linears belong to the encoder's layers.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import WordPiece
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from compression_config import UserError
+
+SCRATCH = re.compile(r"scratch:(\d+)x(\d+)")
+TEACHER_LAYERS = re.compile(r"teacher:(\d+(?:,\d+)*)")
+SCRATCH_VOCABULARY = 8000
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted: the labels in the order of the logits, and whether several may hold at once."""
+
+    labels: tuple[str, ...]
+    multi_label: bool
+
+    @property
+    def problem_type(self) -> str:
+        """The name Hugging Face configs use."""
+        return "multi_label_classification" if self.multi_label else "single_label_classification"
+
+    def config(self) -> dict:
+        """The entries of a model's `config.json` that state the task."""
+        return {"num_labels": len(self.labels), "problem_type": self.problem_type,
+                "id2label": dict(enumerate(self.labels)),
+                "label2id": {label: i for i, label in enumerate(self.labels)}}  # fmt: skip
+
+
+def encoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and list of the encoder's layers: `encoder.layer` (BERT-like) or `transformer.layer` (DistilBERT)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "albert_layer_groups"):
+            return name, module
+    raise UserError(f"{model.config.model_type} is not a supported encoder: no list of layers found in it")
+
+
+def encoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Full name -> Linear, for every Linear of the encoder's layers; no embedding, pooler or head."""
+    prefix, layers = encoder_layers(model)
+    return {f"{prefix}.{name}": module for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+
+
+def is_attention(linear_name: str) -> bool:
+    """Whether an encoder Linear belongs to self-attention (else to the feed-forward block)."""
+    return ".attention." in linear_name
+
+
+def is_fresh(spec: str) -> bool:
+    """Whether `spec` asks for freshly drawn encoder weights."""
+    return bool(SCRATCH.fullmatch(spec))
+
+
+def spaced_layers(count: int, available: int) -> list[int]:
+    """`count` evenly spaced of `available` layers, with the first and the last: 3 of 6 -> [0, 2, 5]."""
+    if count == 1:
+        return [available - 1]
+    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
+
+
+def teacher_layer_ids(spec: str, available: int) -> list[int]:
+    """The layers that `teacher:N` or `teacher:0,2,5` names; UserError where the teacher lacks them."""
+    numbers = [int(part) for part in TEACHER_LAYERS.fullmatch(spec)[1].split(",")]
+    layers = numbers if "," in spec else None
+    if layers is None:
+        if not 1 <= numbers[0] <= available:
+            raise UserError(f"--student_path is {spec}, but the teacher has {available} layers")
+        return spaced_layers(numbers[0], available)
+    if max(layers) >= available or sorted(set(layers)) != layers:
+        raise UserError(f"--student_path is {spec}, but must name rising layers of the teacher's 0 to {available - 1}")
+    return layers
+
+
+def keep_layers_(model: PreTrainedModel, layer_ids: list[int]) -> None:
+    """Drop every encoder layer but `layer_ids`, in place; the config follows."""
+    name, layers = encoder_layers(model)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    setattr(parent, name.rpartition(".")[2], nn.ModuleList(layers[i] for i in layer_ids))
+    model.config.num_hidden_layers = len(layer_ids)
+
+
+def train_wordpiece(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A cased, NFC-normalising WordPiece tokenizer learnt from `texts` (at most 8,000 tokens)."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False)])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=SCRATCH_VOCABULARY, min_frequency=2, show_progress=False,
+                                        special_tokens=list(SPECIAL_TOKENS))  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)  # fmt: skip
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names)
+
+
+def scratch_config(spec: str) -> dict:
+    """The shape that `scratch:LAYERSxHIDDEN` asks for: heads of 64, feed-forward of four times the width."""
+    layers, hidden = (int(part) for part in SCRATCH.fullmatch(spec).groups())
+    if layers < 1 or hidden < 64 or hidden % 64:
+        raise UserError(f"{spec} must have at least one layer and a width that is a multiple of 64")
+    return {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": hidden // 64,
+            "intermediate_size": 4 * hidden}  # fmt: skip
+
+
+def scratch_model(
+    spec: str, task: Task, texts: Iterable[str], max_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A BERT of freshly drawn weights and a tokenizer learnt from `texts`."""
+    shape = scratch_config(spec)
+    tokenizer = train_wordpiece(texts, max_length)
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape, **task.config())
+    return AutoModelForSequenceClassification.from_config(config), tokenizer
+
+
+def position_limit(config: PretrainedConfig) -> int:
+    """The most tokens the model's position embeddings hold; RoBERTa-like ones lose the first few to padding."""
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return config.max_position_embeddings - offset
+
+
+def read_config(spec: str, flag: str) -> PretrainedConfig:
+    """The config of a hub name or directory; UserError in one line where there is none or it is no encoder."""
+    try:
+        config = AutoConfig.from_pretrained(spec)
+    except (OSError, ValueError) as error:
+        what = "a directory without a readable config.json" if Path(spec).is_dir() else "not a directory, and no hub " \
+            "model of that name could be fetched"  # fmt: skip
+        raise UserError(f"{flag} is {spec}, {what}; give a hub name (with network), a model directory, "
+                        "or scratch:4x256") from error  # fmt: skip
+    if type(config) not in AutoModelForSequenceClassification._model_mapping or getattr(config, "is_decoder", False) \
+            or not getattr(config, "max_position_embeddings", None):  # fmt: skip
+        raise UserError(f"{flag} is {spec}, a {config.model_type} model, but must be an encoder that classifies texts")
+    return config
+
+
+def pretrained_model(
+    spec: str, flag: str, task: Task, max_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Weights and tokenizer of a hub name or directory, with a head for `task`; safetensors only, in float32."""
+    limit = position_limit(read_config(spec, flag))
+    if max_length > limit:
+        raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            spec, dtype="float32", use_safetensors=True, ignore_mismatched_sizes=True, **task.config())  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True)
+    except OSError as error:
+        raise UserError(f"{flag} is {spec}, but {str(error).splitlines()[0]}") from error
+    tokenizer.model_max_length = max_length
+    return model, tokenizer
+
+
+def start_teacher(
+    spec: str, task: Task, texts: Iterable[str], max_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `--teacher_path` names, with a head for `task`; `texts` train a fresh tokenizer."""
+    if is_fresh(spec):
+        return scratch_model(spec, task, texts, max_length)
+    return pretrained_model(spec, "--teacher_path", task, max_length)
+
+
+def start_student(
+    spec: str, teacher_dir: Path, task: Task, texts: Iterable[str], max_length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `--student_path` names; `teacher:N` starts from layers, embeddings and head of the teacher."""
+    if is_fresh(spec):
+        return scratch_model(spec, task, texts, max_length)
+    if not TEACHER_LAYERS.fullmatch(spec):
+        return pretrained_model(spec, "--student_path", task, max_length)
+    model, tokenizer = pretrained_model(str(teacher_dir), "--teacher_path", task, max_length)
+    keep_layers_(model, teacher_layer_ids(spec, model.config.num_hidden_layers))
+    return model, tokenizer
+
+
+def check_start(spec: str, flag: str) -> None:
+    """Refuse a teacher or student that cannot be loaded, before anything is trained."""
+    if spec.startswith("scratch:"):
+        if not is_fresh(spec):
+            raise UserError(f"{flag} is {spec}, but must read scratch:LAYERSxHIDDEN, such as scratch:4x256")
+        scratch_config(spec)
+    elif spec.startswith("teacher:"):
+        if flag != "--student_path" or not TEACHER_LAYERS.fullmatch(spec):
+            raise UserError(f"{flag} is {spec}, but only --student_path takes teacher:N or teacher:0,2,5")
+    else:
+        read_config(spec, flag)
+
+
+def layer_count(spec: str, flag: str) -> int:
+    """How many encoder layers the model that `spec` names has."""
+    return scratch_config(spec)["num_hidden_layers"] if is_fresh(spec) else read_config(spec, flag).num_hidden_layers

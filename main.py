@@ -1,0 +1,37 @@
+"""Compress a text classifier from the command line: options -> data -> stages -> table.
+
+`--help` and every error in the options are answered before anything heavy is imported.
+"""
+
+import sys
+
+from compression_config import PIPELINES, UserError, parse_options
+from console import start_logging
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the pipeline that the command line asks for; the table goes to stdout, all else to stderr."""
+    start_logging()
+    try:
+        options = parse_options(argv)
+
+        from experiment import open_experiment
+        from report import table
+
+        with open_experiment(options) as experiment:
+            model = experiment.stage("teacher", options.teacher_path)
+            experiment.linear_reference()
+            for stage in PIPELINES[options.pipeline]:
+                model = experiment.stage(stage, model)
+            rows = experiment.results()
+            experiment.ship(model, rows)
+        print(table(rows))
+    except UserError as error:
+        for line in error.lines:
+            print(f"main.py: error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

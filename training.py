@@ -1,0 +1,187 @@
+"""The one training loop, on the Hugging Face Trainer, and the stage `teacher`.
+
+Validation macro-F1 chooses the epoch that is kept; test rows are never seen here. Batches group texts of like length.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from compression_config import TeacherOptions, TrainingOptions, UserError
+from data import label_array, tokenize
+from encoders import Task, read_config, start_teacher
+from evaluation import decide, macro_f1
+from losses import balanced_weights, hard_label_loss
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, labels, teacher logits) -> scalar
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as the device that is there; UserError where cuda is asked for and absent."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch finds no CUDA device")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """`auto` as bf16 where the hardware computes in it, fp16 on older GPUs, fp32 elsewhere."""
+    if precision == "fp16" and device == "cpu":
+        raise UserError("--precision is fp16, but training in fp16 needs a GPU; use auto, fp32 or bf16")
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffled batches of texts of like length; the order is a function of seed and epoch alone, so runs resume."""
+
+    def __init__(self, lengths: list[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
+class ClassifierTrainer(Trainer):
+    """The Trainer with our loss, and an order of batches that can be resumed."""
+
+    def __init__(self, loss: Loss, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.loss = loss
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
+        lengths = [len(ids) for ids in self.train_dataset[:]["input_ids"]]
+        return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        """Our loss of the float32 logits; teacher outputs ride along as a column."""
+        labels, teacher_logits = inputs.pop("labels"), inputs.pop("teacher_logits", None)
+        outputs = model(**inputs)
+        loss = self.loss(outputs.logits.float(), labels, teacher_logits)
+        return (loss, outputs) if return_outputs else loss
+
+
+class EpochLines(ProgressCallback):
+    """The Trainer's progress bars, and one log line an epoch; stdout stays free for the table."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Keep the Trainer from printing to stdout."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Say how the epoch went."""
+        super().on_evaluate(args, state, control, **kwargs)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        log.info("epoch %g of %d: loss %.4f, validation macro-F1 %.4f", round(state.epoch, 2), args.num_train_epochs,
+                 losses[-1] if losses else float("nan"), metrics["eval_macro_f1"])  # fmt: skip
+
+
+def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr: float) -> TrainingArguments:
+    """The Trainer's settings; `options` hold a resolved device and precision."""
+    return TrainingArguments(
+        output_dir=str(work_dir / "checkpoints"), num_train_epochs=epochs, learning_rate=lr,
+        per_device_train_batch_size=options.batch, per_device_eval_batch_size=2 * options.batch,
+        weight_decay=options.weight_decay, warmup_steps=options.warmup_ratio, lr_scheduler_type="linear",
+        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
+        seed=options.seed, bf16=options.precision == "bf16", fp16=options.precision == "fp16",
+        use_cpu=options.device == "cpu", dataloader_pin_memory=options.device != "cpu", label_names=["labels"],
+        remove_unused_columns=False, report_to="none", disable_tqdm=False,
+    )  # fmt: skip
+
+
+def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """What chooses the epoch: macro-F1 of the validation rows."""
+    return {"macro_f1": macro_f1(prediction.label_ids, decide(prediction.predictions, prediction.label_ids.ndim == 2))}
+
+
+def train_(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: DatasetDict, work_dir: Path,
+    options: TrainingOptions, *, epochs: int, lr: float, loss: Loss, callbacks: tuple[TrainerCallback, ...] = (),
+) -> list[dict]:  # fmt: skip
+    """Train `model` in place and leave the weights of the best validation epoch in it; the history of all epochs."""
+    parts = {name: tokenize(splits[name], tokenizer, options.max_length) for name in ("train", "validation")}
+    by_length = np.argsort([len(ids) for ids in parts["validation"][:]["input_ids"]], kind="stable")
+    trainer = ClassifierTrainer(
+        loss, model=model, args=training_arguments(work_dir, options, epochs, lr), train_dataset=parts["train"],
+        eval_dataset=parts["validation"].select(by_length), data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=validation_metrics,
+        callbacks=[EarlyStoppingCallback(options.early_stopping_patience), *callbacks],
+    )  # fmt: skip
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(EpochLines())
+    trainer.train()
+    shutil.rmtree(work_dir / "checkpoints")
+    return trainer.state.log_history
+
+
+def hard_weights(splits: DatasetDict, task: Task, options: TrainingOptions) -> Tensor | None:
+    """`--class_weights` as a tensor [labels] on the training device, or None."""
+    if options.class_weights == "none":
+        return None
+    labels = torch.as_tensor(label_array(splits["train"]))
+    return balanced_weights(labels, len(task.labels)).float().to(options.device)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
+    """Write a plain Hugging Face checkpoint."""
+    model.save_pretrained(out_dir)
+    tokenizer.save_pretrained(out_dir)
+    return out_dir
+
+
+def check_finished_teacher(spec: str, task: Task) -> None:
+    """Refuse `--teacher_epochs 0` for a model that was not fine-tuned on these labels."""
+    config = None if spec.startswith("scratch:") else read_config(spec, "--teacher_path")
+    architecture = (getattr(config, "architectures", None) or ["fresh"])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise UserError(f"--teacher_epochs is 0, but {spec} has no fine-tuned head ({architecture})")
+    labels = tuple(config.id2label[i] for i in sorted(config.id2label))
+    if labels != task.labels:
+        raise UserError(f"--teacher_epochs is 0, but {spec} predicts {', '.join(labels)} and the file holds "
+                        f"{', '.join(task.labels)}")  # fmt: skip
+
+
+def teacher(model_in: str, splits: DatasetDict, task: Task, out_dir: Path, options: TeacherOptions) -> Path:
+    """Stage `teacher`: fine-tune what `--teacher_path` names on the hard labels."""
+    set_seed(options.seed)
+    model, tokenizer = start_teacher(model_in, task, splits["train"][:]["text"], options.max_length)
+    if options.teacher_epochs:
+        weights = hard_weights(splits, task, options)
+        train_(model, tokenizer, splits, out_dir, options, epochs=options.teacher_epochs, lr=options.teacher_lr,
+               loss=lambda logits, labels, _: hard_label_loss(logits, labels, weights))  # fmt: skip
+    return save_model(model, tokenizer, out_dir)
