@@ -61,7 +61,21 @@ def knob(kind: type, default: Any, text: str, *, choices: tuple = (), rule: Rule
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class SeedOptions:
+    """What makes runs repeat."""
+
+    seed: int = knob(int, 42, "seed of the split, the fresh weights, the order and the dropout", rule=SEED)
+
+
+@dataclass(frozen=True)
+class LengthOptions:
+    """How much of a text is read."""
+
+    max_length: int = knob(int, 128, "tokens per text; longer texts are cut", rule=LENGTH)
+
+
+@dataclass(frozen=True)
+class DataOptions(SeedOptions):
     """The labelled file and how it is split."""
 
     dataset_path: str = knob(str, "data/HateSpeech.csv", "labelled CSV file", main=True)
@@ -72,16 +86,13 @@ class DataOptions:
     validation_fraction: float = knob(float, 0.1, "share of the texts that chooses the best epoch", rule=PART)
     test_fraction: float = knob(float, 0.2, "share of the texts that is only ever measured on", rule=PART)
     data_fraction: float = knob(float, 1.0, "share of the training rows to use", rule=SHARE_ABOVE_ZERO)
-    seed: int = knob(int, 42, "seed of the split, the fresh weights, the order and the dropout", rule=SEED)
 
 
 @dataclass(frozen=True)
-class ComputeOptions:
+class ComputeOptions(SeedOptions, LengthOptions):
     """How any model is run."""
 
     batch: int = knob(int, 32, "texts per step", rule=POSITIVE, main=True)
-    max_length: int = knob(int, 128, "tokens per text; longer texts are cut", rule=LENGTH)
-    seed: int = DataOptions.__dataclass_fields__["seed"]
     device: str = knob(str, "auto", "device of training and evaluation", choices=("auto", "cpu", "cuda"),
                        auto="cuda where there is one, else cpu")  # fmt: skip
     precision: str = knob(
@@ -134,7 +145,7 @@ class DistillOptions(SoftTargetOptions):
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
+class CalibrationOptions(SeedOptions, LengthOptions):
     """Texts that Wanda's norms and static activation ranges are measured on."""
 
     calibration_samples: int = knob(int, 512, "training texts that Wanda and static quantization look at",
@@ -158,8 +169,6 @@ class QuantizeOptions(CalibrationOptions):
 
     quant_method: str = knob(str, "fp16", "number format of the final model",
                              choices=("fp16", "dynamic", "static", "int4"), main=True)  # fmt: skip
-    max_length: int = ComputeOptions.__dataclass_fields__["max_length"]
-    seed: int = ComputeOptions.__dataclass_fields__["seed"]
 
 
 @dataclass(frozen=True)
@@ -177,8 +186,9 @@ class Options(OutputOptions, QuantizeOptions, PruneOptions, DistillOptions, Teac
     """Every option of a run."""
 
 
-OPTION_GROUPS = (OutputOptions, DataOptions, ComputeOptions, TrainingOptions, TeacherOptions, SoftTargetOptions,
-                 DistillOptions, CalibrationOptions, PruneOptions, QuantizeOptions)  # fmt: skip
+OPTION_GROUPS = (OutputOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
+                 TeacherOptions, SoftTargetOptions, DistillOptions, CalibrationOptions, PruneOptions,
+                 QuantizeOptions)  # fmt: skip
 MAIN_FLAGS = ("pipeline", "dataset_path", "teacher_path", "student_path", "teacher_epochs", "epochs",
               "fine_tune_epochs", "batch", "prune_method", "prune_sparsity", "quant_method")  # fmt: skip
 

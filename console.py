@@ -27,3 +27,13 @@ def start_logging() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+
+
+def start_process() -> None:
+    """Set up a process that loads models: our log, and no bar for each model that is read from disk."""
+    start_logging()
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    enable_progress_bars()  # downloads keep theirs

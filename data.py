@@ -147,7 +147,9 @@ def hold_out(texts: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFr
     try:
         return train_test_split(texts, test_size=fraction, random_state=seed, stratify=strata)
     except ValueError as error:
-        raise UserError(f"the file has too few texts to split: {error}") from error
+        rarest = strata.value_counts()
+        raise UserError(f"the file's label {rarest.index[-1]} has {rarest.iloc[-1]} texts, too few to hold out "
+                        f"{fraction:.0%} of {len(texts)}") from error  # fmt: skip
 
 
 def assign_splits(rows: pd.DataFrame, options: DataOptions) -> pd.Series:

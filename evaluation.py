@@ -16,7 +16,7 @@ import pandas as pd
 from datasets import DatasetDict
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
-from console import start_logging
+from console import start_process
 from data import label_array
 from encoders import Task
 from inference import count_weights, load, predict_logits, serving_files
@@ -131,6 +131,6 @@ def fit_linear(splits: DatasetDict, task: Task, out_dir: Path, seed: int) -> Pat
 def fresh_process() -> Iterator[Callable[..., Any]]:
     """`call(function, *arguments)` in one other process, started anew: it has seen no model of ours."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_logging) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_process) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 

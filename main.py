@@ -6,14 +6,14 @@
 import sys
 
 from compression_config import PIPELINES, UserError, parse_options
-from console import start_logging
+from console import start_process
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the pipeline that the command line asks for; the table goes to stdout, all else to stderr."""
-    start_logging()
     try:
         options = parse_options(argv)
+        start_process()
 
         from experiment import open_experiment
         from report import table

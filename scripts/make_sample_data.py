@@ -8,8 +8,8 @@ A comment is labelled 1 when its speaker is hostile to a group. Single words rar
 
   * "drive them out" is 1 and "do not drive them out" is 0, but "give them a place" is 0 and
     "do not give them a place" is 1;
-  * "whoever says 'drive them out' is wrong" is 0, "... is right" is 1;
-  * the same words about mosquitoes, weeds or kittens are always 0.
+  * "those who say 'drive them out' are not right" is 0, "... are right" is 1;
+  * the same words about mosquitoes, broken chairs or kittens are always 0.
 
 Spelling slips, stretched words and about 3 % flipped labels are added on purpose.
 """
@@ -40,13 +40,14 @@ CLUB_NAMES = (
 VILLAGERS = (("লোকেরা", "লোকদের"), ("বাসিন্দারা", "বাসিন্দাদের"), ("মানুষেরা", "মানুষদের"))
 FANS = (("সমর্থকেরা", "সমর্থকদের"), ("সদস্যরা", "সদস্যদের"), ("ভক্তরা", "ভক্তদের"))
 PESTS = (
-    "মশা", "মাছি", "ইঁদুর", "ছারপোকা", "তেলাপোকা", "উইপোকা", "আগাছা", "নষ্ট মেশিন", "ভাঙা চেয়ার",
-    "পচা আলু", "ছেঁড়া জুতা", "বাসি খাবার", "পুরোনো টায়ার",
+    "মশা", "মাছি", "ইঁদুর", "ছারপোকা", "তেলাপোকা", "উইপোকা", "বোলতা", "কাক", "মাকড়সা", "শুঁয়োপোকা",
 )  # fmt: skip
+JUNK = ("আগাছা", "নষ্ট মেশিন", "ভাঙা চেয়ার", "পচা আলু", "ছেঁড়া জুতা", "বাসি খাবার", "পুরোনো টায়ার")
 PETS = (
-    "বিড়ালছানা", "কুকুরছানা", "টিয়াপাখি", "চারাগাছ", "হাঁসের ছানা", "খরগোশ", "ফুলের টব", "পায়রা",
-    "পুরোনো বই", "মাটির পুতুল",
+    "বিড়ালছানা", "কুকুরছানা", "টিয়াপাখি", "হাঁসের ছানা", "খরগোশ", "পায়রা", "চড়ুই", "ছাগলছানা",
+    "কাঠবিড়ালি", "মুরগির ছানা",
 )  # fmt: skip
+POINTERS = ("এই", "ওই", "ঘরের", "উঠানের", "বাগানের", "রাস্তার")
 PLACES = {
     "from": ("গ্রাম থেকে", "পাড়া থেকে", "এলাকা থেকে", "মেলা থেকে", "মাঠ থেকে", "আড্ডা থেকে", "বাজার থেকে"),
     "in": ("গ্রামে", "পাড়ায়", "এলাকায়", "মেলায়", "মাঠে", "আড্ডায়", "বাজারে"),
@@ -88,14 +89,13 @@ KEEP = LightVerb("রাখা", "রাখো", "রেখো", "রাখব",
 BRING = LightVerb("আনা", "আনো", "এনো", "আনব", "এনেছে", "আনতে")
 HEAR = LightVerb("শোনা", "শোনো", "শুনো", "শুনব", "শুনেছে", "শুনতে")
 
-EXPEL = (
-    Action("তাড়িয়ে", GIVE, "from"),
+REMOVE = (
     Action("বের করে", GIVE, "from"),
     Action("দূর করে", GIVE, "from"),
     Action("সরিয়ে", GIVE, "from"),
-    Action("হটিয়ে", GIVE, "from"),
     Action("বিদায়", DO, "from"),
 )
+EXPEL = (*REMOVE, Action("তাড়িয়ে", GIVE, "from"), Action("হটিয়ে", GIVE, "from"))
 SHUN = (
     Action("উচ্ছেদ", DO, "from"),
     Action("একঘরে", DO),
@@ -171,7 +171,7 @@ INSULTS = (
     "{object} কাউকে চিনতে আমার বাকি নেই, সবকটা ঠকবাজ",
     "{subject} নাকি খুব সৎ, শুনলে হাসি পায়",
     "{subject} এত ভালো যে দেখলেই সবাই পালায়",
-    "{object} ছায়া মাড়ালেও অমঙ্গল হয়",
+    "{object} ধারেকাছেও যেতে ইচ্ছে করে না",
     "{subject} শুধু অন্যের ক্ষতি করতে জানে",
 )
 KIND_WORDS = (
@@ -208,7 +208,7 @@ CLOSERS = (
     "মনে রেখো", "এটাই শেষ কথা", "কী বলো সবাই", "বুঝলে ভাই", "সবাই জানে", "আর কী বলব", "সাফ কথা",
     "ভেবে দেখো", "আমি তাই মনে করি", "শেয়ার করো",
 )  # fmt: skip
-URGENCY = ("এখনই", "আজই", "সবাই মিলে", "এবার", "চিরদিনের জন্য", "কাল থেকে", "আর দেরি না করে")
+URGENCY = ("এখনই", "আজই", "সবাই মিলে", "এবার", "চিরদিনের জন্য", "কালই", "আর দেরি না করে")
 ENDINGS = ("", "", "।", "।", "!", "!!", "...")
 INFORMAL = {
     "উচিত": "উচিৎ",
@@ -234,15 +234,15 @@ def of(name: str) -> str:
 
 def group(rng: random.Random) -> Group:
     """Invent a group."""
-    name, members = (PLACE_NAMES, VILLAGERS) if coin(rng, 0.7) else (CLUB_NAMES, FANS)
-    owner = of(rng.choice(name))
+    names, members = (PLACE_NAMES, VILLAGERS) if coin(rng, 0.7) else (CLUB_NAMES, FANS)
+    owner = of(rng.choice(names))
     subject, object_ = rng.choice(members)
     return Group(f"{owner} {subject}", f"{owner} {object_}")
 
 
 def things(rng: random.Random, kinds: tuple[str, ...]) -> str:
     """Name some things or animals as an object."""
-    return f"{rng.choice(kinds)}গুলোকে"
+    return f"{rng.choice(POINTERS)} {rng.choice(kinds)}গুলোকে"
 
 
 def coin(rng: random.Random, chance: float = 0.5) -> bool:
@@ -274,8 +274,8 @@ def demand_about_group(rng: random.Random) -> Comment:
 
 
 def demand_about_things(rng: random.Random) -> Comment:
-    """Say the same words about pests and pets, which is never hate."""
-    kinds, actions = rng.choice(((PESTS, EXPEL), (PETS, EXPEL), (PETS, SHELTER)))
+    """Say the same words about pests, junk and pets, which is never hate."""
+    kinds, actions = rng.choice(((PESTS, EXPEL), (JUNK, REMOVE), (PETS, EXPEL), (PETS, SHELTER)))
     return f"{things(rng, kinds)} {demand(rng, rng.choice(actions), coin(rng))}", 0
 
 
@@ -319,7 +319,7 @@ def wish(rng: random.Random) -> Comment:
 
 def description(rng: random.Random) -> Comment:
     """Call a group bad (1) or good (0), now and then by denying the opposite."""
-    bad, denied = coin(rng, 0.6), coin(rng, 0.25)
+    bad, denied = coin(rng, 0.6), coin(rng, 0.2)
     quality = rng.choice(FAULTS if bad != denied else VIRTUES)
     predicate = f"মোটেই {quality} না" if denied else f"{rng.choice(DEGREES)} {quality}"
     return f"{group(rng).subject} {predicate}", int(bad)
@@ -329,7 +329,8 @@ def remark(rng: random.Random) -> Comment:
     """Insult a group (1) or speak well of it (0) in a set phrase."""
     bad = coin(rng, 0.7)
     who = group(rng)
-    return rng.choice(INSULTS if bad else KIND_WORDS).format(subject=who.subject, object=who.object), int(bad)
+    phrase = rng.choice(INSULTS if bad else KIND_WORDS)
+    return phrase.format(**who._asdict()), int(bad)
 
 
 def chatter(rng: random.Random) -> Comment:
@@ -338,15 +339,15 @@ def chatter(rng: random.Random) -> Comment:
 
 
 TEMPLATES: dict[Callable[[random.Random], Comment], float] = {  # share of the rows
-    demand_about_group: 0.24,
+    demand_about_group: 0.20,
     demand_about_things: 0.11,
     demand_about_both: 0.01,
     quotation: 0.04,
     report: 0.04,
     wish: 0.05,
     description: 0.17,
-    remark: 0.27,
-    chatter: 0.07,
+    remark: 0.30,
+    chatter: 0.08,
 }
 
 
@@ -375,7 +376,7 @@ def roughen(rng: random.Random, text: str) -> str:
         if word in INFORMAL and coin(rng, INFORMAL_SPELLING):
             words[i] = INFORMAL[word]
     if coin(rng, MISSPELLING):
-        i = rng.randrange(len(words))
+        i = rng.choice([i for i, word in enumerate(words) if len(word) > 3])
         words[i] = misspell(rng, words[i])
     if coin(rng, STRETCHING):
         i = rng.randrange(len(words))
@@ -408,6 +409,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5000, help="comments to make")
     parser.add_argument("--seed", type=int, default=42, help="seed of the random choices")
     args = parser.parse_args()
+    if args.rows < 1:
+        parser.error(f"--rows is {args.rows}, but must be at least 1")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,0 +1,71 @@
+"""Tiny data and tiny models, made on the spot: no network, one thread."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import random  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+NICE, NASTY = ["good", "kind", "warm", "fair", "lovely"], ["bad", "cruel", "vile", "rotten", "foul"]
+FILLER = ["the", "a", "people", "here", "there", "today", "river", "house", "road", "we", "they", "say", "see", "go"]
+
+
+def sentence(rng: random.Random, label: int) -> str:
+    """A few fillers around a word that gives the label away."""
+    words = rng.choices(FILLER, k=rng.randint(3, 9))
+    words.insert(rng.randrange(len(words)), rng.choice(NASTY if label else NICE))
+    return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tmp_path_factory) -> Path:
+    """160 distinct comments in two classes, columns Comments and HateSpeech."""
+    rng = random.Random(0)
+    rows = [(sentence(rng, i % 2) + f" {i}", i % 2) for i in range(160)]
+    path = tmp_path_factory.mktemp("data") / "tiny.csv"
+    pd.DataFrame(rows, columns=["Comments", "HateSpeech"]).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_multilabel_csv(tmp_path_factory) -> Path:
+    """200 comments with three 0/1 labels, of which any may hold at once."""
+    rng = random.Random(1)
+    marks = {"rude": "cruel", "ad": "buy", "threat": "beware"}
+    rows = []
+    for i in range(200):
+        flags = {name: int(rng.random() < 0.4) for name in marks}
+        text = " ".join(rng.choices(FILLER, k=5) + [word for name, word in marks.items() if flags[name]] + [str(i)])
+        rows.append({"comment": text} | flags)
+    path = tmp_path_factory.mktemp("data") / "multilabel.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def elsewhere():
+    """One measuring process for all tests that run the pipeline."""
+    from evaluation import fresh_process
+
+    with fresh_process() as call:
+        yield call
+
+
+@pytest.fixture
+def run_main(elsewhere, monkeypatch):
+    """`main(argv)` with the shared measuring process."""
+    from contextlib import nullcontext
+
+    import experiment
+    from main import main
+
+    monkeypatch.setattr(experiment, "fresh_process", lambda: nullcontext(elsewhere))
+    return main

@@ -1,0 +1,57 @@
+"""Reload every artifact under `OUTPUT/compressed_models` in this process and compare it with what evaluation saw."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from inference import Engine, load, predict_logits  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def plain_logits(directory: Path, texts: list[str]) -> np.ndarray:
+    """Logits [rows, labels] of what plain transformers loads, in the batches that evaluation used."""
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    def forward(batch: dict) -> np.ndarray:
+        with torch.inference_mode():
+            return model(**batch).logits.numpy()
+
+    return predict_logits(Engine(lambda texts: tokenizer(texts, padding=True, return_tensors="pt"), forward), texts)
+
+
+def check_torch(directory: Path, texts: list[str], seen: np.ndarray) -> None:
+    """Same logits to 1e-5, and the same decisions from a plain pipeline."""
+    np.testing.assert_allclose(plain_logits(directory, texts), seen, atol=1e-5, rtol=1e-5)
+    classify = pipeline("text-classification", str(directory), device="cpu")
+    labels = [classify.model.config.id2label[i] for i in seen.argmax(axis=1)]
+    assert [result["label"] for result in classify(texts)] == labels
+
+
+def check_onnx(directory: Path, texts: list[str], seen: np.ndarray) -> None:
+    """Same logits to 1e-5 in the same batches: activations are quantized per batch."""
+    np.testing.assert_allclose(predict_logits(load(directory, "onnx", 32), texts), seen, atol=1e-5, rtol=1e-5)
+
+
+def main(output: Path) -> None:
+    """Every form of every experiment; prints how many were compared."""
+    forms = 0
+    for directory in sorted((output / "compressed_models").iterdir()):
+        rows = pd.read_csv(directory / "results_final.csv")
+        test = pd.read_parquet(output / "models" / directory.name / "splits" / "test.parquet")
+        for row in rows[rows["directory"] == rows["directory"].iloc[-1]].itertuples():
+            predictions = pd.read_parquet(output / "models" / directory.name / "predictions" / f"{row.stage}.parquet")
+            check = {"torch": check_torch, "onnx": check_onnx}[row.engine]
+            check(directory, test["text"].tolist(), np.stack(predictions["logits"]))
+            forms += 1
+    print(f"{forms} forms reloaded")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,45 @@
+"""The house rules a reader relies on: import order, short functions."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVELS = {
+    "compression_config": 0, "console": 0, "report": 0,
+    "encoders": 1, "losses": 1, "artifacts": 1,
+    "data": 2, "calibration": 2, "inference": 2,
+    "evaluation": 3, "benchmark": 4,
+    "training": 4, "export": 4,
+    "distillation": 5, "pruning": 5, "quantization": 5,
+    "experiment": 6, "main": 7,
+}  # fmt: skip
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def imported(module: str) -> set[str]:
+    """Our own modules that `module` imports, anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found & set(MODULES)
+
+
+def test_every_module_has_a_level():
+    assert set(MODULES) == set(LEVELS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_lower_levels(module):
+    assert {name for name in imported(module) if LEVELS[name] >= LEVELS[module]} == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_is_longer_than_40_lines(module):
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno + 1 > 40] == []

@@ -1,0 +1,113 @@
+"""Every chain of stages from the command line to reloaded artifacts, on a tiny teacher."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from compression_config import PIPELINES
+from quantization import ENGINES
+
+METHODS = {"prune": ("magnitude", "wanda"), "quantize": ("fp16", "dynamic", "static", "int4")}
+SMALL = ["--teacher_path", "scratch:2x64", "--student_path", "teacher:1", "--teacher_epochs", "4", "--epochs", "2",
+         "--fine_tune_epochs", "1", "--max_length", "32", "--device", "cpu", "--calibration_samples", "16"]  # fmt: skip
+
+
+def chains() -> list[tuple[str, str, str]]:
+    """Every distinct (pipeline, prune method, quantization): a method only where its stage runs."""
+    return [(pipeline, prune, quant)
+            for pipeline, stages in PIPELINES.items()
+            for prune in (METHODS["prune"] if "prune" in stages else ("magnitude",))
+            for quant in (METHODS["quantize"] if "quantize" in stages else ("fp16",))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    """One folder for all chains, so that they share the stages they have in common."""
+    return tmp_path_factory.mktemp("chains")
+
+
+def read(output: Path, name: str) -> tuple[dict, list[dict]]:
+    directory = output / "compressed_models" / name
+    with (directory / "results_final.csv").open(newline="", encoding="utf-8") as file:
+        return json.loads((directory / "results_final.json").read_text()), list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("pipeline, prune, quant", chains())
+def test_chain(pipeline, prune, quant, run_main, tiny_csv, output, capsys):
+    name = f"{pipeline}-{prune}-{quant}"
+    argv = ["--pipeline", pipeline, "--prune_method", prune, "--quant_method", quant, "--dataset_path", str(tiny_csv),
+            "--output_dir", str(output), "--experiment", name, *SMALL]  # fmt: skip
+    assert run_main(argv) == 0
+    document, rows = read(output, name)
+    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["Stage", "Size", "(MB)"]
+    assert [row["stage"] for row in rows] == expected_rows(pipeline, quant)
+    assert document["config"]["pipeline"] == rows[0]["config.pipeline"] == pipeline
+    check_rows(document["rows"], PIPELINES[pipeline], output)
+
+
+def expected_rows(pipeline: str, quant: str) -> list[str]:
+    rows = ["linear", "teacher"]
+    rows += [{"distill": "student", "prune": "pruned"}[stage] for stage in PIPELINES[pipeline] if stage != "quantize"]
+    if "quantize" in PIPELINES[pipeline]:
+        rows += [quant + ("-onnx" if engine == "onnx" else "") for engine in ENGINES[quant]]
+    return rows
+
+
+def check_rows(rows: list[dict], stages: tuple[str, ...], output: Path) -> None:
+    by_stage = {row["stage"]: row for row in rows}
+    for row in rows:
+        empty = {metric for metric, value in row.items() if value in (None, "")}
+        assert empty <= ({"parent", "speedup_engine"} if row["stage"] == "linear" else {"parent"})
+        files = [Path(row["directory"]) / name for name in row["files"].split()]
+        assert row["bytes"] == sum(file.stat().st_size for file in files)
+        assert 0 <= row["macro_f1"] <= 1 and row["latency_ms_p50"] <= row["latency_ms_p95"]
+    assert by_stage["teacher"]["agreement"] == by_stage["teacher"]["compression_ratio"] == 1
+    final = rows[-1]
+    assert final["compression_ratio"] == pytest.approx(by_stage["teacher"]["bytes"] / final["bytes"])
+    if "prune" in stages:
+        assert by_stage["pruned"]["sparsity"] == pytest.approx(0.4, abs=0.01)
+        assert final["sparsity"] >= by_stage["pruned"]["sparsity"] - 1e-9
+
+
+def test_stages_in_common_are_made_once(output):
+    made = [json.loads(path.read_text())["fingerprint"] for path in output.glob("models/*/teacher/stage.json")]
+    assert len(set(made)) == 1 and len(made) > 20
+    inodes = {path.stat().st_ino for path in output.glob("models/*/teacher/model.safetensors")}
+    assert len(inodes) == 1
+
+
+def test_pruned_weights_on_disk_are_zero(output):
+    directory = output / "models" / "kd_prune-wanda-fp16" / "prune"
+    weights = load_file(directory / "model.safetensors")
+    query = weights["bert.encoder.layer.0.attention.self.query.weight"]
+    assert (query == 0).sum(dim=1).tolist() == [26] * 64  # round(0.4 * 64) in every row
+    assert (weights["classifier.weight"] == 0).sum() == 0
+
+
+def test_no_partial_folder_is_left(output):
+    assert list(output.rglob("*.partial")) == []
+
+
+def test_a_fresh_process_reloads_every_final_form_as_evaluated(output):
+    """Plain transformers for what it reads, and plain `pipeline` on raw texts for the table's decisions."""
+    checker = Path(__file__).parent / "reload_artifacts.py"
+    done = subprocess.run([sys.executable, checker, output], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert f"{len(chains()) + sum('dynamic' in chain for chain in chains())} forms" in done.stdout
+
+
+def test_multi_label_from_loss_to_table(run_main, tiny_multilabel_csv, output):
+    argv = ["--pipeline", "kd_prune_quant", "--quant_method", "dynamic", "--dataset_path", str(tiny_multilabel_csv),
+            "--class_weights", "balanced", "--output_dir", str(output / "multi"), "--experiment", "run",
+            *SMALL]  # fmt: skip
+    assert run_main(argv) == 0
+    document, rows = read(output / "multi", "run")
+    assert document["problem_type"] == "multi_label_classification"
+    assert {"f1.rude", "precision.ad", "recall.threat"} <= set(rows[0])
+    config = json.loads((output / "multi" / "models" / "run" / "teacher" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification" and config["id2label"]["2"] == "threat"

@@ -1,0 +1,115 @@
+"""Reading and splitting: columns found without doubt, no text on two sides, contradictions gone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from compression_config import DataOptions, UserError
+from data import label_array, load_splits, text_key
+
+
+def write(tmp_path, **columns) -> DataOptions:
+    path = tmp_path / "file.csv"
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return DataOptions(dataset_path=str(path))
+
+
+def texts(count: int) -> list[str]:
+    return [f"comment number {i}" for i in range(count)]
+
+
+def keys(splits) -> dict[str, set[str]]:
+    return {name: {text_key(text) for text in split["text"]} for name, split in splits.items()}
+
+
+def test_splits_are_disjoint_stratified_and_repeatable(tmp_path):
+    options = write(tmp_path, text=texts(400), label=[int(i % 4 == 0) for i in range(400)])
+    splits, task, columns = load_splits(options)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 280, "validation": 40, "test": 80}
+    assert task.labels == ("0", "1") and columns == {"text_column": "text", "label_columns": ("label",)}
+    found = keys(splits)
+    assert not found["train"] & found["test"] and not found["train"] & found["validation"]
+    assert all(label_array(split).mean() == pytest.approx(0.25, abs=0.02) for split in splits.values())
+    again, _, _ = load_splits(options)
+    assert all(again[name]["id"] == splits[name]["id"] for name in splits)
+
+
+def test_copies_of_a_text_stay_on_one_side_whatever_their_spacing(tmp_path):
+    body = texts(100) + [f"  comment  number {i} " for i in range(100)]
+    splits, _, _ = load_splits(write(tmp_path, text=body, label=[i % 2 for i in range(200)]))
+    found = keys(splits)
+    assert not found["train"] & found["test"] and not found["validation"] & found["test"]
+    assert sum(len(split) for split in splits.values()) == 200
+
+
+def test_the_text_that_models_read_is_raw(tmp_path):
+    body = [f" ক\u09c7\u09be {i}  " for i in range(100)]
+    splits, _, _ = load_splits(write(tmp_path, text=body, label=[i % 2 for i in range(100)]))
+    assert all(text in body for text in splits["train"]["text"])
+
+
+def test_contradicting_texts_are_dropped(tmp_path):
+    body = texts(100) + ["comment number 0"]
+    splits, _, _ = load_splits(write(tmp_path, text=body, label=[i % 2 for i in range(100)] + [1]))
+    assert not any("comment number 0" in found for found in keys(splits).values())
+
+
+def test_the_files_own_split_is_honoured_and_its_leaks_dropped(tmp_path):
+    split = ["train"] * 100 + ["dev"] * 20 + ["test"] * 20
+    body = texts(140)
+    body[0] = body[139]
+    splits, _, _ = load_splits(write(tmp_path, text=body, label=[i % 2 for i in range(139)] + [0], split=split))
+    assert splits["test"]["id"][:] == list(range(120, 140)) and len(splits["validation"]) == 20
+    assert 0 not in splits["train"]["id"][:]
+
+
+def test_a_file_with_only_a_test_split_gets_its_validation_from_training(tmp_path):
+    options = write(tmp_path, text=texts(200), label=[i % 2 for i in range(200)], split=["train"] * 150 + ["test"] * 50)
+    splits, _, _ = load_splits(options)
+    assert splits["test"]["id"][:] == list(range(150, 200))
+    assert len(splits["validation"]) == 15
+
+
+def test_data_fraction_touches_training_rows_alone(tmp_path):
+    whole = write(tmp_path, text=texts(400), label=[i % 2 for i in range(400)])
+    part = DataOptions(dataset_path=whole.dataset_path, data_fraction=0.5)
+    many, few = load_splits(whole)[0], load_splits(part)[0]
+    assert len(few["train"]) == len(many["train"]) // 2
+    assert few["test"]["id"][:] == many["test"]["id"][:] and few["validation"]["id"][:] == many["validation"]["id"][:]
+
+
+def test_several_flag_columns_are_one_multi_label_task(tmp_path):
+    rng = np.random.default_rng(0)
+    flags = {name: rng.integers(0, 2, 200) for name in ("rude", "ad", "threat")}
+    splits, task, columns = load_splits(write(tmp_path, comment=texts(200), **flags))
+    assert task.multi_label and task.labels == ("rude", "ad", "threat")
+    row = splits["train"][0]
+    assert row["label"] == [float(flags[name][row["id"]]) for name in task.labels]
+
+
+def test_classes_may_be_words(tmp_path):
+    names = ["spam", "ham", "eggs"]
+    splits, task, _ = load_splits(write(tmp_path, text=texts(300), kind=[names[i % 3] for i in range(300)]))
+    assert task.labels == ("eggs", "ham", "spam")
+    row = splits["test"][0]
+    assert task.labels[row["label"]] == names[row["id"] % 3]
+
+
+def test_rows_without_text_or_label_are_dropped(tmp_path):
+    body, labels = texts(100), [float(i % 2) for i in range(100)]
+    body[3], labels[5] = " ", None
+    splits, task, _ = load_splits(write(tmp_path, text=body, label=labels))
+    assert sum(len(split) for split in splits.values()) == 98 and task.labels == ("0", "1")
+
+
+@pytest.mark.parametrize("columns, said", [
+    ({"text": texts(40), "a": [0, 1, 2, 3] * 10, "b": [0, 1] * 20}, "several candidates (a, b)"),
+    ({"text": texts(40), "other": texts(40), "label": [0, 1] * 20}, "several candidates (text, other)"),
+    ({"text": texts(40)}, "--label_columns is needed"),
+    ({"text": [None, ""] * 20 + texts(20), "label": [0, 1] * 30}, "40 of 60 rows lack a text or a label"),
+    ({"text": texts(4), "label": [0, 1] * 2}, "has 2 texts, too few to hold out 20%"),
+])  # fmt: skip
+def test_doubtful_files_are_refused_in_one_line(tmp_path, columns, said):
+    with pytest.raises(UserError) as caught:
+        load_splits(write(tmp_path, **columns))
+    assert len(caught.value.lines) == 1 and said in caught.value.lines[0] and "\n" not in caught.value.lines[0]
