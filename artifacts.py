@@ -1,7 +1,7 @@
 """A model directory on disk: whole or absent, and it says how it was made.
 
-A stage writes into `<stage>.<fingerprint>.partial` and the folder is renamed when it is done. A finished folder
-with the same fingerprint, in any experiment, is hard-linked instead of being made again.
+A stage writes into `<stage>.<fingerprint>.partial`, which a killed run leaves behind with its checkpoints, and the
+folder is renamed when it is done. A finished folder with the same fingerprint is hard-linked, not made again.
 """
 
 import hashlib
@@ -11,16 +11,21 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from datasets import Dataset
+from filelock import FileLock, Timeout
+
+from compression_config import UserError
 
 RECORD = "stage.json"
+CHECKPOINTS = "checkpoints"
 VERSIONED = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "torchao", "bitsandbytes", "onnxruntime")
 
 
@@ -43,11 +48,14 @@ def rows_digest(split: Dataset) -> str:
 def file_digests(directory: Path) -> dict[str, str]:
     """Relative path -> SHA-256 of every file of a model directory, its record left out."""
     return {str(path.relative_to(directory)): file_digest(path)
-            for path in sorted(directory.rglob("*")) if path.is_file() and path.name != RECORD}  # fmt: skip
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and path.name != RECORD and CHECKPOINTS not in path.parts}  # fmt: skip
 
 
 def source_digest(spec: str) -> str:
-    """What determines the model that a hub name, directory or scratch shape starts from."""
+    """What determines the model that a hub name, directory or scratch shape starts from; nothing for nothing."""
+    if not spec:
+        return ""
     if Path(spec).is_dir():
         return digest(file_digests(Path(spec)))
     if ":" in spec:
@@ -57,21 +65,38 @@ def source_digest(spec: str) -> str:
     return f"{spec}@{getattr(AutoConfig.from_pretrained(spec), '_commit_hash', None)}"
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is whole or absent."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)
+
+
 def read_record(directory: Path) -> dict[str, Any]:
     """The `stage.json` of a finished directory."""
-    return json.loads((directory / RECORD).read_text())
+    return json.loads((directory / RECORD).read_text(encoding="utf-8"))
 
 
-def find_finished(models: Path, fingerprint: str) -> Path | None:
-    """A finished directory with this fingerprint under `models`/<experiment>/<stage>."""
-    for record in sorted(models.glob(f"*/*/{RECORD}")):
-        if not record.parent.name.endswith(".partial") and read_record(record.parent)["fingerprint"] == fingerprint:
-            return record.parent
+def is_whole(directory: Path, record: dict[str, Any]) -> bool:
+    """Whether every file that the record lists is there, unchanged."""
+    return all((directory / name).is_file() and file_digest(directory / name) == known
+               for name, known in record["files"].items())  # fmt: skip
+
+
+def find_finished(folders: Iterable[Path], fingerprint: str) -> Path | None:
+    """A finished, unchanged directory with this fingerprint anywhere under `folders`."""
+    for folder in folders:
+        for path in sorted(folder.rglob(RECORD)):
+            if path.parent.name.endswith(".partial"):
+                continue
+            record = read_record(path.parent)
+            if record["fingerprint"] == fingerprint and is_whole(path.parent, record):
+                return path.parent
     return None
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a directory by hard links, by bytes where links are impossible; `target` must be absent."""
+    """Copy a directory by hard links, by bytes where links are impossible."""
 
     def link_or_copy(one: str, other: str) -> None:
         try:
@@ -79,18 +104,64 @@ def link_tree(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(one, other)
 
-    shutil.copytree(source, target, copy_function=link_or_copy)
+    shutil.copytree(source, target, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+def empty_but_checkpoints(folder: Path) -> None:
+    """What a killed run left in `folder`: keep its checkpoints, drop the rest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name != CHECKPOINTS:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def partial_of(target: Path, fingerprint: str) -> Path:
+    """Where `target` is written until it is whole."""
+    return target.with_name(f"{target.name}.{fingerprint}.partial")
+
+
+def seal(partial: Path, target: Path) -> None:
+    """Make a finished partial folder the target, in place of an older one."""
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    old = partial_of(target, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def adopt(target: Path, fingerprint: str) -> None:
+    """Seal a partial folder that a run had finished when it was killed."""
+    partial = partial_of(target, fingerprint)
+    if (partial / RECORD).is_file() and is_whole(partial, read_record(partial)):
+        seal(partial, target)
 
 
 @contextmanager
 def whole_or_absent(target: Path, fingerprint: str) -> Iterator[Path]:
     """A folder to write into, renamed to `target` once the block ends without an error."""
-    partial = target.with_name(f"{target.name}.{fingerprint}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = partial_of(target, fingerprint)
+    empty_but_checkpoints(partial)
     yield partial
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    seal(partial, target)
+
+
+def drop_partial(folder: Path, pattern: str = "*") -> None:
+    """Remove what killed runs left in `folder`, once everything there is whole."""
+    for path in folder.glob(f"{pattern}.partial"):
+        shutil.rmtree(path)
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; UserError where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder} is in use by another run; wait for it, or give another --experiment") from None
 
 
 @contextmanager
@@ -124,6 +195,6 @@ def versions() -> dict[str, str]:
 
 
 def write_record(directory: Path, **entries: Any) -> None:
-    """Write `stage.json`: the entries given, the hash of every file and the versions."""
-    record = entries | {"files": file_digests(directory), "versions": versions()}
-    (directory / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False))
+    """Write `stage.json`: the entries given, the hash of every file, the versions and the threads."""
+    record = entries | {"files": file_digests(directory), "versions": versions(), "threads": torch.get_num_threads()}
+    write_json(directory / RECORD, record)

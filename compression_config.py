@@ -1,13 +1,16 @@
 """Every option of the command line, declared once.
 
 The parser, `--help` and the option tables of the docs are derived from the dataclasses below; each stage
-is handed its own dataclass, never the whole. Standard library only, so that `--help` is instant.
+is handed its own dataclass, never the whole. Standard library only (YAML apart), so that `--help` is instant.
 """
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 PIPELINES = {  # name -> the stages that follow the fine-tuned teacher
@@ -20,6 +23,9 @@ PIPELINES = {  # name -> the stages that follow the fine-tuned teacher
     "prune_quant": ("prune", "quantize"),
     "kd_prune_quant": ("distill", "prune", "quantize"),
 }
+MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0)}
+CONVERTERS = {bool: {"true": True, "false": False}.__getitem__}
+KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 class UserError(Exception):
@@ -172,23 +178,34 @@ class QuantizeOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """What runs, and where results go."""
+class PipelineOptions:
+    """Which stages run."""
 
     pipeline: str = knob(str, "kd_prune_quant", "stages to run after the teacher", choices=tuple(PIPELINES), main=True)
-    experiment: str | None = knob(str, None, "name of the run's folders", rule=PLAIN_NAME,
-                                  auto="pipeline, data set and six digits of the run's fingerprint")  # fmt: skip
-    output_dir: str = knob(str, ".", "parent of models/ and compressed_models/")
 
 
 @dataclass(frozen=True)
-class Options(OutputOptions, QuantizeOptions, PruneOptions, DistillOptions, TeacherOptions, DataOptions):
+class PlaceOptions:
+    """Where results go and what is taken from earlier runs; none of it changes a result."""
+
+    experiment: str | None = knob(str, None, "name of the run's folders", rule=PLAIN_NAME,
+                                  auto="pipeline, data set and six digits of the run's fingerprint")  # fmt: skip
+    output_dir: str = knob(str, ".", "parent of models/ and compressed_models/")
+    reuse: str | None = knob(str, None, "folder in which finished stages are looked for too", auto="none")
+    overwrite: bool = knob(bool, False, "let the run replace one of the same name that had other options")
+    config: str | None = knob(str, None, "YAML file of options; the command line wins over it", auto="none")
+
+
+@dataclass(frozen=True)
+class Options(
+    PlaceOptions, PipelineOptions, QuantizeOptions, PruneOptions, DistillOptions, TeacherOptions, DataOptions
+):
     """Every option of a run."""
 
 
-OPTION_GROUPS = (OutputOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
+OPTION_GROUPS = (PipelineOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
                  TeacherOptions, SoftTargetOptions, DistillOptions, CalibrationOptions, PruneOptions,
-                 QuantizeOptions)  # fmt: skip
+                 QuantizeOptions, PlaceOptions)  # fmt: skip
 MAIN_FLAGS = ("pipeline", "dataset_path", "teacher_path", "student_path", "teacher_epochs", "epochs",
               "fine_tune_epochs", "batch", "prune_method", "prune_sparsity", "quant_method")  # fmt: skip
 
@@ -233,47 +250,134 @@ def build_parser() -> argparse.ArgumentParser:
             groups[title] = parser.add_argument_group(title)
         shown = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else meta["kind"].__name__.upper()
         help_text = f"{meta['help']} (default: {default_text(knob_field)})".replace("%", "%%")
-        groups[title].add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=shown, help=help_text,
-                                   nargs="+" if meta["many"] else None)  # fmt: skip
+        takes = ({"action": "store_const", "const": "true"} if meta["kind"] is bool
+                 else {"metavar": shown, "nargs": "+" if meta["many"] else None})  # fmt: skip
+        groups[title].add_argument(f"--{name}", default=argparse.SUPPRESS, help=help_text, **takes)
     parser.error = lambda message: (_ for _ in ()).throw(UserError(message))
     return parser
 
 
-def convert(name: str, value: str, meta: dict) -> Any:
-    """`value` as the option's type; UserError names the flag, the value and the rule."""
+def convert(name: str, value: str) -> Any:
+    """`value` as the type of option `name`; UserError names the flag, the value and the rule."""
+    meta = knobs()[name][1].metadata
     try:
-        converted = meta["kind"](value)
-    except ValueError:
-        number = "a whole number" if meta["kind"] is int else "a number"
-        raise UserError(f"--{name} is {value}, but must be {number}") from None
+        converted = CONVERTERS.get(meta["kind"], meta["kind"])(value)
+    except (ValueError, KeyError):
+        raise UserError(f"--{name} is {value}, but must be {KIND_NAMES[meta['kind']]}") from None
     if meta["choices"] and converted not in meta["choices"]:
         raise UserError(f"--{name} is {value}, but must be one of {', '.join(meta['choices'])}")
-    if converted == "" or (meta["rule"] and not meta["rule"].holds(converted)):
-        raise UserError(f"--{name} is {value}, but {meta['rule'].text if converted != '' else 'must not be empty'}")
+    if value.strip() == "":
+        raise UserError(f"--{name} is {value!r}, but must not be empty")
+    if meta["rule"] and not meta["rule"].holds(converted):
+        raise UserError(f"--{name} is {value}, but {meta['rule'].text}")
     return converted
 
 
-def parse_options(argv: list[str] | None = None) -> Options:
-    """The command line as `Options`; raises one UserError that holds every error found."""
-    given, unknown = build_parser().parse_known_args(argv)
-    errors = [f"unknown option {word}" for word in unknown if word.startswith("-")]
-    if unknown and not errors:
-        errors = [f"unexpected argument {unknown[0]!r}"]
+def convert_all(given: dict[str, str | list[str]], errors: list[str]) -> dict[str, Any]:
+    """Option name -> converted value; the lines of what is refused go to `errors`."""
     values = {}
-    for name, text in vars(given).items():
-        meta = knobs()[name][1].metadata
+    for name, text in given.items():
         try:
-            values[name] = (tuple(convert(name, part, meta) for part in text) if meta["many"]
-                            else convert(name, text, meta))  # fmt: skip
+            many = isinstance(text, list)
+            values[name] = tuple(convert(name, part) for part in text) if many else convert(name, text)
         except UserError as error:
             errors += error.lines
-    options = Options(**values)
+    return values
+
+
+def config_entries(path: str | Path) -> dict[str, str | list[str]]:
+    """The entries of a YAML file as texts; UserError where it is no mapping of options to values."""
+    import yaml
+
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config is {path}, but it cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"--config is {path}, but must hold lines such as `batch: 16`")
+    entries: dict[str, str | list[str]] = {}
+    for key, value in node.value:
+        many = key.value in knobs() and knobs()[key.value][1].metadata["many"]
+        if key.value not in knobs() or key.value == "config":
+            raise UserError(f"--config is {path}, but {key.value!r} is no option of that file")
+        if key.value in entries:
+            raise UserError(f"--config is {path}, but it gives {key.value} twice")
+        parts = value.value if many and isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            raise UserError(f"--config is {path}, but {key.value} must be {'values' if many else 'one value'}")
+        entries[key.value] = [part.value for part in parts] if many else value.value
+    return entries
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """A file that a run wrote, as plain JSON values."""
+    errors: list[str] = []
+    values = convert_all(config_entries(path), errors)
+    if errors:
+        raise UserError(*(f"--config is {path}: {line}" for line in errors))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def write_config_file(path: Path, record: dict[str, Any]) -> None:
+    """The YAML file that reproduces a run when given as `--config`."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(record, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+def path_errors(options: Options) -> list[str]:
+    """What can be said about files and folders before anything is read."""
+    errors, file = [], Path(options.dataset_path)
+    if not file.is_file():
+        what = "that is a directory" if file.is_dir() else "there is no such file"
+        errors.append(f"--dataset_path is {file}, but {what}")
+    elif file.stat().st_size == 0:
+        errors.append(f"--dataset_path is {file}, but that file is empty")
+    if options.reuse and not Path(options.reuse).is_dir():
+        errors.append(f"--reuse is {options.reuse}, but there is no such directory")
+    parent = next(path for path in [Path(options.output_dir).absolute(), *Path(options.output_dir).absolute().parents]
+                  if path.exists())  # fmt: skip
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        errors.append(f"--output_dir is {options.output_dir}, but {parent} is no directory that can be written to")
+    return errors
+
+
+def unknown_words(words: list[str]) -> list[str]:
+    """A line for each flag that does not exist, or for the first word that belongs to none."""
+    flags = [f"unknown option {word}" for word in words if word.startswith("-")]
+    return flags or [f"unexpected argument {word!r}" for word in words[:1]]
+
+
+def parse_options(argv: list[str] | None = None) -> Options:
+    """Command line and `--config` file as `Options`; raises one UserError that holds every error found."""
+    given, unknown = build_parser().parse_known_args(argv)
+    errors = unknown_words(unknown)
+    entries: dict[str, str | list[str]] = {}
+    if "config" in given:
+        try:
+            entries = config_entries(given.config)
+        except UserError as error:
+            errors += error.lines
+    options = Options(**convert_all(entries | vars(given), errors))
     held_out = options.validation_fraction + options.test_fraction
     if held_out >= 1:
         errors.append(f"--validation_fraction and --test_fraction add up to {held_out:g}, but must leave training rows")
+    errors += path_errors(options)
     if errors:
         raise UserError(*errors)
     return options
+
+
+def check_versions() -> None:
+    """Refuse libraries older than this code was written for."""
+    lines = []
+    for name, least in MINIMUM_VERSIONS.items():
+        found = version(name)
+        if tuple(int(part) for part in found.split(".")[:2]) < least:
+            lines.append(f"{name} is {found}, but must be at least {'.'.join(map(str, least))}: "
+                         "pip install -r requirements.txt")  # fmt: skip
+    if lines:
+        raise UserError(*lines)
 
 
 def as_record(options: Any) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """What a run says on stderr: our own lines and progress bars, without the chatter of libraries. No torch."""
 
+import errno
 import logging
+import multiprocessing
 import os
+import shutil
 import sys
+import threading
 import warnings
 
 from tqdm import tqdm
@@ -29,6 +33,12 @@ def start_logging() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
 
+def is_disk_full(error: Exception, folder: str) -> bool:
+    """Whether an error comes from a full disk, as Python or a library's native code tells it."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    return full or shutil.disk_usage(folder if os.path.isdir(folder) else ".").free < 2**20
+
+
 def start_process() -> None:
     """Set up a process that loads models: our log, and no bar for each model that is read from disk."""
     start_logging()
@@ -37,3 +47,15 @@ def start_process() -> None:
 
     disable_progress_bar()
     enable_progress_bars()  # downloads keep theirs
+
+
+def start_worker() -> None:
+    """Set up the measuring process: it ends with its parent, even with one that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    start_process()

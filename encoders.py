@@ -6,8 +6,10 @@ Also the one place that knows how encoder families differ: which Linears belong 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import WordPiece
 from torch import nn
@@ -143,18 +145,43 @@ def position_limit(config: PretrainedConfig) -> int:
     return config.max_position_embeddings - offset
 
 
+def check_directory(spec: str, flag: str) -> None:
+    """Refuse a local directory without config or safetensors weights, or one that brings its own code."""
+    directory = Path(spec)
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{flag} is {spec}, but that directory has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"{flag} is {spec}, but that directory has no .safetensors weights (pickle files are refused)")
+    if '"auto_map"' in (directory / "config.json").read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{flag} is {spec}, but models that bring their own code (trust_remote_code) are refused")
+
+
+def check_encoder(config: PretrainedConfig, spec: str, flag: str) -> None:
+    """Refuse what is no encoder with a sequence classification head, judging by its structure alone."""
+    refusal = UserError(f"{flag} is {spec}, a {config.model_type} model, but must be an encoder that classifies texts")
+    if type(config) not in AutoModelForSequenceClassification._model_mapping or config.is_encoder_decoder:
+        raise refusal
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    try:
+        encoder_layers(model)
+    except UserError:
+        raise refusal from None
+
+
+@cache
 def read_config(spec: str, flag: str) -> PretrainedConfig:
     """The config of a hub name or directory; UserError in one line where there is none or it is no encoder."""
+    if Path(spec).exists():
+        check_directory(spec, flag)
     try:
-        config = AutoConfig.from_pretrained(spec)
-    except (OSError, ValueError) as error:
-        what = "a directory without a readable config.json" if Path(spec).is_dir() else "not a directory, and no hub " \
-            "model of that name could be fetched"  # fmt: skip
+        config = AutoConfig.from_pretrained(spec, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        what = "whose config.json cannot be read" if Path(spec).exists() else "neither a local directory nor a model " \
+            "that the hub gives now"  # fmt: skip
         raise UserError(f"{flag} is {spec}, {what}; give a hub name (with network), a model directory, "
                         "or scratch:4x256") from error  # fmt: skip
-    if type(config) not in AutoModelForSequenceClassification._model_mapping or getattr(config, "is_decoder", False) \
-            or not getattr(config, "max_position_embeddings", None):  # fmt: skip
-        raise UserError(f"{flag} is {spec}, a {config.model_type} model, but must be an encoder that classifies texts")
+    check_encoder(config, spec, flag)
     return config
 
 
@@ -170,7 +197,7 @@ def pretrained_model(
             spec, dtype="float32", use_safetensors=True, ignore_mismatched_sizes=True, **task.config())  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True)
     except OSError as error:
-        raise UserError(f"{flag} is {spec}, but {str(error).splitlines()[0]}") from error
+        raise UserError(f"{flag} is {spec}, but it cannot be loaded: {str(error).splitlines()[0]}") from error
     tokenizer.model_max_length = max_length
     return model, tokenizer
 

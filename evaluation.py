@@ -16,7 +16,8 @@ import pandas as pd
 from datasets import DatasetDict
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
-from console import start_process
+from compression_config import ComputeOptions, SeedOptions
+from console import start_worker
 from data import label_array
 from encoders import Task
 from inference import count_weights, load, predict_logits, serving_files
@@ -91,17 +92,16 @@ def size_on_disk(form: Form) -> dict[str, Any]:
 
 
 def evaluate(
-    form: Form, test_path: Path, task: Task, max_length: int, batch: int, device: str, teacher_path: Path,
-    out_path: Path,
-) -> dict[str, Any]:  # fmt: skip
+    form: Form, test_path: Path, task: Task, options: ComputeOptions, teacher_path: Path, out_path: Path
+) -> dict[str, Any]:
     """Reload the form, predict the test split, write the predictions to `out_path`; the row without times.
 
     `teacher_path` holds the teacher's predictions, the reference of `agreement`.
     """
     test = pd.read_parquet(test_path)
     labels = np.stack(test["label"]) if task.multi_label else test["label"].to_numpy()
-    engine = load(form.path, form.engine, max_length, device=device)
-    logits = predict_logits(engine, test["text"].tolist(), batch, f"evaluate {form.name}")
+    engine = load(form.path, form.engine, options.max_length, device=options.device)
+    logits = predict_logits(engine, test["text"].tolist(), options.batch, f"evaluate {form.name}")
     write_predictions(out_path, test["id"].tolist(), labels, logits, task.multi_label)
     counts = count_weights(form.path, form.engine)
     row = quality(logits, labels, task)
@@ -110,15 +110,15 @@ def evaluate(
         "parameters": counts.parameters, "nonzeros": counts.nonzeros, "sparsity": counts.sparsity}  # fmt: skip
 
 
-def fit_linear(splits: DatasetDict, task: Task, out_dir: Path, seed: int) -> Path:
-    """TF-IDF of character 2- to 5-grams and logistic regression (C = 10), fitted on the training split."""
+def fit_linear(model_in: str, splits: DatasetDict, task: Task, out_dir: Path, options: SeedOptions) -> Path:
+    """Stage `linear`: TF-IDF of character 2- to 5-grams and logistic regression (C = 10); starts from nothing."""
     import joblib
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
 
-    classifier = LogisticRegression(C=10, max_iter=1000, random_state=seed)
+    classifier = LogisticRegression(C=10, max_iter=1000, random_state=options.seed)
     pipeline = make_pipeline(
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
         OneVsRestClassifier(classifier) if task.multi_label else classifier)  # fmt: skip
@@ -131,6 +131,6 @@ def fit_linear(splits: DatasetDict, task: Task, out_dir: Path, seed: int) -> Pat
 def fresh_process() -> Iterator[Callable[..., Any]]:
     """`call(function, *arguments)` in one other process, started anew: it has seen no model of ours."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_process) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_worker) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 

@@ -38,6 +38,25 @@ def write_onnx(model_dir: Path | str, path: Path | str) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
+    _fold_identities(str(path))
+
+
+def _fold_identities(path: str) -> None:
+    """Read shared weights directly: quantizers pass over a weight that reaches its product through an Identity."""
+    import onnx
+
+    model = onnx.load(path)
+    source = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        node.input[:] = [source.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.input[0] in source:
+            source[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
 
 
 def _logits_only(model: Any, names: list[str]) -> Any:

@@ -49,7 +49,7 @@ def load_torch(model_dir: Path, max_length: int, threads: int | None, device: st
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(model_dir).to(device).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, device_map=device).eval()
 
     def forward(batch: Any) -> np.ndarray:
         with torch.inference_mode():

@@ -5,14 +5,15 @@
 
 import sys
 
-from compression_config import PIPELINES, UserError, parse_options
-from console import start_process
+from compression_config import PIPELINES, UserError, check_versions, parse_options
+from console import is_disk_full, start_process
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the pipeline that the command line asks for; the table goes to stdout, all else to stderr."""
     try:
         options = parse_options(argv)
+        check_versions()
         start_process()
 
         from experiment import open_experiment
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
         with open_experiment(options) as experiment:
             model = experiment.stage("teacher", options.teacher_path)
-            experiment.linear_reference()
+            experiment.stage("linear", "")
             for stage in PIPELINES[options.pipeline]:
                 model = experiment.stage(stage, model)
             rows = experiment.results()
@@ -30,6 +31,15 @@ def main(argv: list[str] | None = None) -> int:
         for line in error.lines:
             print(f"main.py: error: {line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("main.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not is_disk_full(error, options.output_dir):
+            raise
+        print(f"main.py: error: no space is left in {options.output_dir}; what was finished is kept: free some space "
+              "and give the same command again", file=sys.stderr)  # fmt: skip
+        return 1
     return 0
 
 

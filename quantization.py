@@ -19,7 +19,7 @@ from datasets import DatasetDict
 
 from calibration import calibration_texts
 from compression_config import QuantizeOptions, UserError
-from encoders import Task
+from encoders import Task, encoder_linears
 from inference import empty_model, tokenize_with, tokenizer_files
 
 Quantizer = Callable[[Path, Path, list[str], int], None]  # (parent, out_dir, calibration texts, max_length)
@@ -84,12 +84,15 @@ def quantize_int4(parent: Path, out_dir: Path, texts: list[str], max_length: int
     import torch
     from transformers import BitsAndBytesConfig
 
+    whole = left_alone(parent, width_multiple=NF4_BLOCK)
+    if set(whole) >= encoder_linears(empty_model(parent)).keys():
+        raise UserError(f"--quant_method is int4, but no encoder Linear is a multiple of {NF4_BLOCK} inputs wide")
     scheme = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=left_alone(parent, width_multiple=NF4_BLOCK),
+        llm_int8_skip_modules=whole,
     )
     _save_quantized(parent, out_dir, scheme)
 
@@ -124,8 +127,6 @@ def left_alone(model_dir: Path, width_multiple: int = 1) -> list[str]:
     """Names of the Linears that stay in full precision: not the encoder's, or of an input width that does not fit."""
     from torch import nn
 
-    from encoders import encoder_linears
-
     model = empty_model(model_dir)
     fitting = {name for name, linear in encoder_linears(model).items() if linear.in_features % width_multiple == 0}
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -144,7 +145,9 @@ def has_vnni() -> bool:
 def _save_quantized(parent: Path, out_dir: Path, scheme: Any) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(parent, dtype="float32", quantization_config=scheme)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        parent, dtype="float32", device_map="cpu", quantization_config=scheme
+    )
     model.save_pretrained(out_dir)
     for path in tokenizer_files(parent):
         shutil.copy2(path, out_dir)

@@ -3,8 +3,8 @@
 Validation macro-F1 chooses the epoch that is kept; test rows are never seen here. Batches group texts of like length.
 """
 
+import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_model
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from artifacts import CHECKPOINTS
 from compression_config import TeacherOptions, TrainingOptions, UserError
 from data import label_array, tokenize
 from encoders import Task, read_config, start_teacher
@@ -113,15 +115,49 @@ class EpochLines(ProgressCallback):
 def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr: float) -> TrainingArguments:
     """The Trainer's settings; `options` hold a resolved device and precision."""
     return TrainingArguments(
-        output_dir=str(work_dir / "checkpoints"), num_train_epochs=epochs, learning_rate=lr,
+        output_dir=str(work_dir / CHECKPOINTS), num_train_epochs=epochs, learning_rate=lr,
         per_device_train_batch_size=options.batch, per_device_eval_batch_size=2 * options.batch,
         weight_decay=options.weight_decay, warmup_steps=options.warmup_ratio, lr_scheduler_type="linear",
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
         seed=options.seed, bf16=options.precision == "bf16", fp16=options.precision == "fp16",
         use_cpu=options.device == "cpu", dataloader_pin_memory=options.device != "cpu", label_names=["labels"],
-        remove_unused_columns=False, report_to="none", disable_tqdm=False,
+        restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none", disable_tqdm=False,
     )  # fmt: skip
+
+
+def read_state(checkpoint: Path) -> dict:
+    """The Trainer's state at a checkpoint."""
+    return json.loads((checkpoint / "trainer_state.json").read_text())
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to the end: its state is written last, and resuming needs every file."""
+    try:
+        step = read_state(checkpoint)["global_step"]
+    except (OSError, ValueError):
+        return False
+    files = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    return checkpoint.name == f"checkpoint-{step}" and all((checkpoint / name).is_file() for name in files)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint that a killed run left."""
+    complete = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    return max(complete, key=lambda path: read_state(path)["global_step"], default=None)
+
+
+def has_ended(checkpoint: Path, epochs: int, patience: int) -> bool:
+    """Whether training was over at this checkpoint: all epochs done, or too many without a better one."""
+    state = read_state(checkpoint)
+    stopping = state["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"]
+    return state["epoch"] >= epochs or stopping["early_stopping_patience_counter"] >= patience
+
+
+def load_best_(model: PreTrainedModel, last: Path) -> None:
+    """Load the weights of the best validation epoch, kept beside the `last` checkpoint."""
+    best = last.with_name(f"checkpoint-{read_state(last)['best_global_step']}")
+    load_model(model, best / "model.safetensors")
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -144,9 +180,12 @@ def train_(
     )  # fmt: skip
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochLines())
-    trainer.train()
-    shutil.rmtree(work_dir / "checkpoints")
-    return trainer.state.log_history
+    last = last_checkpoint(work_dir / CHECKPOINTS)
+    if last is None or not has_ended(last, epochs, options.early_stopping_patience):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        last = last_checkpoint(work_dir / CHECKPOINTS)
+    load_best_(model, last)
+    return read_state(last)["log_history"]
 
 
 def hard_weights(splits: DatasetDict, task: Task, options: TrainingOptions) -> Tensor | None:

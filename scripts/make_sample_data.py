@@ -100,10 +100,7 @@ SHUN = (
     Action("উচ্ছেদ", DO, "from"),
     Action("একঘরে", DO),
     Action("বর্জন", DO),
-    Action("বয়কট", DO),
-    Action("অপমান", DO),
     Action("ঘৃণা", DO),
-    Action("কোণঠাসা", DO),
 )
 SHELTER = (
     Action("জায়গা", GIVE, "in"),
@@ -114,10 +111,7 @@ SHELTER = (
 )
 RESPECT = (
     Action("সুযোগ", GIVE, "in"),
-    Action("দাওয়াত", GIVE, "in"),
-    Action("আপন করে", TAKE),
     Action("সাহায্য", DO),
-    Action("বিশ্বাস", DO),
     Action("সম্মান", DO),
     Action("কথা", HEAR),
 )
@@ -134,10 +128,8 @@ CALLS = (
 )
 REFUSALS = (
     "{word} {verb.noun} উচিত না",
-    "{word} {verb.noun} উচিত নয়",
     "{word} {verb.noun} ঠিক হবে না",
     "{word} {verb.noun} যাবে না",
-    "{word} {verb.noun}র দরকার নেই",
     "{word} {verb.refusal} না",
     "{word} {verb.future} না",
 )
@@ -147,11 +139,11 @@ APPROVALS = ("কাজটা ভালো হলো", "কাজটা ঠি�
 CONDEMNATIONS = ("কাজটা ভালো হলো না", "কাজটা ঠিক হলো না", "এটা ঠিক কাজ না")
 FAULTS = (
     "অসহ্য", "খারাপ", "বাজে", "ঝগড়াটে", "মিথ্যুক", "স্বার্থপর", "অকর্মা", "হিংসুটে", "অভদ্র", "ধান্দাবাজ",
-    "নিষ্ঠুর", "লোভী", "বিরক্তিকর", "কুটিল", "অহংকারী", "জঘন্য",
+    "নিষ্ঠুর", "লোভী",
 )  # fmt: skip
 VIRTUES = (
     "ভালো", "ভদ্র", "আন্তরিক", "সৎ", "পরিশ্রমী", "অতিথিপরায়ণ", "হাসিখুশি", "দয়ালু", "বিনয়ী", "মিশুক",
-    "সাহসী", "শান্ত", "উদার", "বিশ্বস্ত",
+    "সাহসী", "শান্ত",
 )  # fmt: skip
 DEGREES = ("খুব", "ভীষণ", "একদম", "সত্যিই", "বড়ই", "দারুণ")
 INSULTS = (
@@ -263,7 +255,7 @@ def demand(rng: random.Random, action: Action, wanted: bool) -> str:
 
 def any_action(rng: random.Random) -> tuple[Action, bool, bool]:
     """Choose an action; say whether it is hostile and whether the speaker is for it."""
-    hostile, wanted = coin(rng, 0.58), coin(rng, 0.6)
+    hostile, wanted = coin(rng, 0.55), coin(rng, 0.66)
     return rng.choice(HOSTILE if hostile else FRIENDLY), hostile, wanted
 
 
@@ -277,19 +269,6 @@ def demand_about_things(rng: random.Random) -> Comment:
     """Say the same words about pests, junk and pets, which is never hate."""
     kinds, actions = rng.choice(((PESTS, EXPEL), (JUNK, REMOVE), (PETS, EXPEL), (PETS, SHELTER)))
     return f"{things(rng, kinds)} {demand(rng, rng.choice(actions), coin(rng))}", 0
-
-
-def demand_about_both(rng: random.Random) -> Comment:
-    """Drive the mosquitoes out and give the people a place: 0; the other way round: 1."""
-    hostile = coin(rng)
-    to_group, to_things = (EXPEL, SHELTER) if hostile else (SHELTER, EXPEL)
-    kinds = PETS if hostile else PESTS
-    clauses = [
-        f"{group(rng).object} {demand(rng, rng.choice(to_group), True)}",
-        f"{things(rng, kinds)} {demand(rng, rng.choice(to_things), True)}",
-    ]
-    rng.shuffle(clauses)
-    return " আর ".join(clauses), int(hostile)
 
 
 def quotation(rng: random.Random) -> Comment:
@@ -319,7 +298,7 @@ def wish(rng: random.Random) -> Comment:
 
 def description(rng: random.Random) -> Comment:
     """Call a group bad (1) or good (0), now and then by denying the opposite."""
-    bad, denied = coin(rng, 0.6), coin(rng, 0.2)
+    bad, denied = coin(rng, 0.6), coin(rng, 0.3)
     quality = rng.choice(FAULTS if bad != denied else VIRTUES)
     predicate = f"মোটেই {quality} না" if denied else f"{rng.choice(DEGREES)} {quality}"
     return f"{group(rng).subject} {predicate}", int(bad)
@@ -339,15 +318,14 @@ def chatter(rng: random.Random) -> Comment:
 
 
 TEMPLATES: dict[Callable[[random.Random], Comment], float] = {  # share of the rows
-    demand_about_group: 0.20,
-    demand_about_things: 0.11,
-    demand_about_both: 0.01,
-    quotation: 0.04,
-    report: 0.04,
+    demand_about_group: 0.27,
+    demand_about_things: 0.09,
+    quotation: 0.05,
+    report: 0.05,
     wish: 0.05,
-    description: 0.17,
-    remark: 0.30,
-    chatter: 0.08,
+    description: 0.18,
+    remark: 0.24,
+    chatter: 0.07,
 }
 
 
