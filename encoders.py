@@ -4,6 +4,7 @@ Also the one place that knows how encoder families differ: which Linears belong 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -103,16 +104,36 @@ def keep_layers_(model: PreTrainedModel, layer_ids: list[int]) -> None:
     model.config.num_hidden_layers = len(layer_ids)
 
 
-def train_wordpiece(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A cased, NFC-normalising WordPiece tokenizer learnt from `texts` (at most 8,000 tokens)."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+def continuations(texts: Iterable[str], tokenizer: Tokenizer) -> list[str]:
+    """`##x` for the characters that stand inside words, the most frequent 1,000, in a fixed order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            counts.update(word[1:])
+    return [f"##{char}" for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:1000]]
+
+
+def wordpiece(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """A cased WordPiece tokenizer that normalises to NFC."""
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]") if vocabulary else WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False)])  # fmt: skip
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=SCRATCH_VOCABULARY, min_frequency=2, show_progress=False,
-                                        special_tokens=list(SPECIAL_TOKENS))  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_wordpiece(texts: list[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer learnt from `texts` (at most 8,000 tokens), the same each time.
+
+    Left alone, the trainer numbers the `##x` in the order of a hash map and breaks ties by number, so two runs
+    learn two vocabularies; naming them as first tokens fixes the order.
+    """
+    trained = wordpiece()
+    first = [*SPECIAL_TOKENS, *continuations(texts, trained)]
+    trained.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=SCRATCH_VOCABULARY, min_frequency=2, show_progress=False, special_tokens=first))  # fmt: skip
+    tokenizer = wordpiece(trained.get_vocab())
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)  # fmt: skip
@@ -130,7 +151,7 @@ def scratch_config(spec: str) -> dict:
 
 
 def scratch_model(
-    spec: str, task: Task, texts: Iterable[str], max_length: int
+    spec: str, task: Task, texts: list[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A BERT of freshly drawn weights and a tokenizer learnt from `texts`."""
     shape = scratch_config(spec)
@@ -203,7 +224,7 @@ def pretrained_model(
 
 
 def start_teacher(
-    spec: str, task: Task, texts: Iterable[str], max_length: int
+    spec: str, task: Task, texts: list[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that `--teacher_path` names, with a head for `task`; `texts` train a fresh tokenizer."""
     if is_fresh(spec):
@@ -212,7 +233,7 @@ def start_teacher(
 
 
 def start_student(
-    spec: str, teacher_dir: Path, task: Task, texts: Iterable[str], max_length: int
+    spec: str, teacher_dir: Path, task: Task, texts: list[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that `--student_path` names; `teacher:N` starts from layers, embeddings and head of the teacher."""
     if is_fresh(spec):

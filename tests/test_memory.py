@@ -1,0 +1,267 @@
+"""Remembered, resumable: nothing is made twice, nothing stale is taken, and a killed run goes on exactly."""
+
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from transformers import TrainerCallback, set_seed
+
+import artifacts
+from compression_config import (
+    DataOptions,
+    Options,
+    TeacherOptions,
+    UserError,
+    config_entries,
+    knobs,
+    narrow,
+    parse_options,
+)
+from data import load_splits
+from encoders import start_teacher
+from experiment import STAGES, Experiment, resolve
+from losses import hard_label_loss
+from training import has_ended, last_checkpoint, train_
+
+ALL = {"teacher", "distill", "prune", "quantize"}
+INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
+    "dataset_path": ALL, "text_column": ALL, "label_columns": ALL, "validation_fraction": ALL, "test_fraction": ALL,
+    "data_fraction": ALL, "seed": ALL, "max_length": ALL, "batch": ALL, "device": ALL, "precision": ALL,
+    "weight_decay": ALL, "warmup_ratio": ALL, "class_weights": ALL, "early_stopping_patience": ALL,
+    "teacher_path": ALL, "teacher_epochs": ALL, "teacher_lr": ALL,
+    "student_path": ALL - {"teacher"}, "epochs": ALL - {"teacher"},
+    "lr": ALL - {"teacher"}, "kd_alpha": ALL - {"teacher"}, "kd_temperature": ALL - {"teacher"},
+    "prune_method": {"prune", "quantize"}, "prune_sparsity": {"prune", "quantize"},
+    "prune_layers": {"prune", "quantize"}, "fine_tune_epochs": {"prune", "quantize"},
+    "calibration_samples": {"prune", "quantize"}, "quant_method": {"quantize"},
+    "pipeline": set(), "experiment": set(), "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
+}  # fmt: skip
+FROM_THE_FILE = {"dataset_path", "text_column", "label_columns", "validation_fraction", "test_fraction",
+                 "data_fraction"}  # fmt: skip
+
+
+def test_the_list_of_what_invalidates_what_is_complete():
+    assert set(INVALIDATES) == set(knobs())
+
+
+@pytest.mark.parametrize("option", sorted(set(INVALIDATES) - FROM_THE_FILE))
+def test_an_option_invalidates_the_stages_that_read_it_and_those_after(option):
+    order = ["teacher", "distill", "prune", "quantize"]
+    read = [name for name in order if option in {f.name for f in fields(STAGES[name].options)}]
+    assert set(order[order.index(read[0]) :] if read else []) == INVALIDATES[option]
+
+
+@pytest.mark.parametrize("option, value", [("validation_fraction", 0.2), ("test_fraction", 0.3), ("data_fraction", 0.5),
+                                           ("seed", 7)])  # fmt: skip
+def test_an_option_of_the_data_changes_what_every_stage_rests_on(option, value, tiny_csv):
+    assert rests_on(tiny_csv) == rests_on(tiny_csv) != rests_on(tiny_csv, **{option: value})
+
+
+def rests_on(path: Path, **options) -> str:
+    options = DataOptions(dataset_path=str(path), **options)
+    splits, task, columns = load_splits(options)
+    return Experiment(Options(**vars(options)), splits, task).data_digest
+
+
+def test_one_changed_cell_changes_what_every_stage_rests_on(tiny_csv, tmp_path):
+    table = pd.read_csv(tiny_csv)
+    table.loc[load_splits(DataOptions(dataset_path=str(tiny_csv)))[0]["train"]["id"][0], "Comments"] += "."
+    table.to_csv(tmp_path / "changed.csv", index=False)
+    assert rests_on(tmp_path / "changed.csv") != rests_on(tiny_csv)
+
+
+def test_other_weights_of_a_local_teacher_are_another_source(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = artifacts.source_digest(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert artifacts.source_digest(str(tmp_path)) != before
+    assert artifacts.source_digest("scratch:2x64") != artifacts.source_digest("scratch:2x128")
+
+
+def finished(folder: Path, fingerprint: str) -> Path:
+    with artifacts.whole_or_absent(folder, fingerprint) as partial:
+        (partial / "weights").write_text("1 2 3")
+        artifacts.write_record(partial, fingerprint=fingerprint)
+    return folder
+
+
+def test_a_finished_directory_is_found_by_fingerprint_and_only_while_unchanged(tmp_path):
+    made = finished(tmp_path / "run" / "teacher", "abc")
+    assert artifacts.find_finished([tmp_path], "abc") == made
+    assert artifacts.find_finished([tmp_path], "other") is None
+    (made / "weights").write_text("1 2 4")
+    assert artifacts.find_finished([tmp_path], "abc") is None
+
+
+def test_an_error_leaves_the_target_absent_and_the_next_try_starts_clean(tmp_path):
+    with pytest.raises(ZeroDivisionError), artifacts.whole_or_absent(tmp_path / "stage", "abc") as partial:
+        (partial / "half").write_text("x")
+        (partial / "checkpoints").mkdir()
+        raise ZeroDivisionError
+    assert not (tmp_path / "stage").exists()
+    with artifacts.whole_or_absent(tmp_path / "stage", "abc") as partial:
+        assert [path.name for path in partial.iterdir()] == ["checkpoints"]
+    assert list((tmp_path / "stage").iterdir()) == [] and list(tmp_path.glob("*.partial")) == []
+
+
+def test_a_stage_killed_between_its_record_and_its_rename_is_adopted(tmp_path):
+    made = finished(tmp_path / "stage", "abc")
+    made.rename(artifacts.partial_of(made, "abc"))
+    artifacts.adopt(made, "other")
+    assert not made.exists()
+    artifacts.adopt(made, "abc")
+    assert made.exists() and list(tmp_path.glob("*.partial")) == []
+
+
+def test_a_second_run_of_one_experiment_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    said = pytest.raises(UserError, match="in use by another run")
+    with FileLock(tmp_path / "run" / ".lock"), said, artifacts.sole_user(tmp_path / "run"):
+        pass
+
+
+class Kill(TrainerCallback):
+    """Stops training at a step, as a killed process does: no cleanup in our code runs."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def train(csv: Path, folder: Path, *callbacks: TrainerCallback, epochs: int = 4) -> dict[str, torch.Tensor]:
+    """Weights after training a tiny model in `folder`, going on from what is there."""
+    splits, task, columns = load_splits(DataOptions(dataset_path=str(csv)))
+    options = resolve(replace(Options(), device="cpu", student_path="teacher:1", early_stopping_patience=2), columns)
+    set_seed(1)
+    model, tokenizer = start_teacher("scratch:1x64", task, splits["train"][:]["text"], 128)
+    train_(model, tokenizer, splits, folder, narrow(options, TeacherOptions), epochs=epochs, lr=5e-3,
+           loss=lambda logits, labels, _: hard_label_loss(logits, labels), callbacks=callbacks)  # fmt: skip
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def newest(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(last_checkpoint(folder / "checkpoints") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_csv, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return train(tiny_csv, folder), newest(folder), folder
+
+
+@pytest.mark.parametrize("step", [2, 6, 10])  # four steps an epoch: before any checkpoint, in the second, in the third
+def test_a_killed_training_goes_on_to_the_same_weights(step, tiny_csv, tmp_path, undisturbed):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_csv, tmp_path, Kill(step))
+    best = train(tiny_csv, tmp_path)
+    assert same(newest(tmp_path), undisturbed[1])  # the last weights too: the best could hide a divergence
+    assert same(best, undisturbed[0])
+
+
+def test_a_training_that_had_ended_is_not_trained_on(tiny_csv, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[2], tmp_path / "again")
+    assert has_ended(last_checkpoint(tmp_path / "again" / "checkpoints"), 4, 2)
+    best = train(tiny_csv, tmp_path / "again", Kill(1), Kill(5), Kill(17))
+    assert same(best, undisturbed[0])
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_file_is_not_taken(missing, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[2] / "checkpoints", tmp_path / "checkpoints")
+    last = last_checkpoint(tmp_path / "checkpoints")
+    (last / missing).unlink()
+    assert last_checkpoint(tmp_path / "checkpoints") != last
+
+
+def test_a_checkpoint_with_a_torn_state_is_not_taken(tmp_path, undisturbed):
+    shutil.copytree(undisturbed[2] / "checkpoints", tmp_path / "checkpoints")
+    last = last_checkpoint(tmp_path / "checkpoints")
+    text = (last / "trainer_state.json").read_text()
+    (last / "trainer_state.json").write_text(text[: len(text) // 2])
+    assert last_checkpoint(tmp_path / "checkpoints") != last
+
+
+SMALL = ["--teacher_path", "scratch:1x64", "--student_path", "teacher:1", "--teacher_epochs", "1", "--epochs", "1",
+         "--fine_tune_epochs", "1", "--max_length", "32", "--device", "cpu"]  # fmt: skip
+
+
+def remembered(output: Path, name: str) -> dict[str, bool]:
+    document = json.loads((output / "compressed_models" / name / "results_final.json").read_text())
+    return {row["stage"]: row["remembered"] for row in document["rows"]}
+
+
+@pytest.fixture(scope="module")
+def first_run(tiny_csv, tmp_path_factory, elsewhere):
+    from contextlib import nullcontext
+    from unittest import mock
+
+    from main import main
+
+    output = tmp_path_factory.mktemp("memory")
+    with mock.patch("experiment.fresh_process", lambda: nullcontext(elsewhere)):
+        argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(output), *SMALL]
+        assert main([*argv, "--experiment", "first"]) == 0
+    return output
+
+
+def test_the_same_command_makes_nothing_again(first_run, run_main, tiny_csv, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("a stage was made again")
+
+    monkeypatch.setattr(Experiment, "make", forbidden)
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), *SMALL]
+    assert run_main([*argv, "--experiment", "first"]) == 0
+    assert all(remembered(first_run, "first").values())
+    assert run_main([*argv, "--experiment", "second"]) == 0  # no stage reads --experiment
+    assert all(remembered(first_run, "second").values())
+
+
+def test_another_quantization_remembers_all_before_it(first_run, run_main, tiny_csv):
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), "--quant_method", "static", *SMALL]
+    assert run_main([*argv, "--experiment", "static"]) == 0
+    assert remembered(first_run, "static") == {"linear": True, "teacher": True, "student": True, "pruned": True,
+                                               "static-onnx": False}  # fmt: skip
+
+
+def test_a_name_that_holds_other_options_is_refused_unless_overwritten(first_run, run_main, tiny_csv, capsys):
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), "--experiment", "second", *SMALL]
+    changed = [*argv, "--fine_tune_epochs", "2"]
+    assert run_main(changed) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--experiment second holds a run with other options (--fine_tune_epochs 1, not 2)" in said
+    assert run_main([*changed, "--overwrite"]) == 0
+    assert remembered(first_run, "second")["pruned"] is False
+
+
+def test_reuse_takes_stages_from_another_folder(first_run, run_main, tiny_csv, tmp_path):
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path), "--experiment", "r", *SMALL]
+    assert run_main([*argv, "--reuse", str(first_run)]) == 0
+    assert all(remembered(tmp_path, "r").values())
+
+
+def test_the_file_that_a_run_writes_reproduces_it(first_run, run_main, tmp_path):
+    config = first_run / "models" / "first" / "config.yaml"
+    argv = ["--config", str(config), "--output_dir", str(tmp_path), "--experiment", "again"]
+    options, kept = parse_options(argv), config_entries(config)
+    assert str(options.epochs) == kept["epochs"] and options.label_columns == tuple(kept["label_columns"])
+    assert run_main([*argv, "--reuse", str(first_run)]) == 0
+    assert all(remembered(tmp_path, "again").values())
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("batch: 16\nlr: 1e-4\noverwrite: true\nlabel_columns: [a, b]\n")
+    options = parse_options(["--config", str(tmp_path / "run.yaml"), "--batch", "8"])
+    assert (options.batch, options.lr, options.overwrite, options.label_columns) == (8, 1e-4, True, ("a", "b"))
