@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,8 +33,8 @@ class UserError(Exception):
     """Something the user can mend; each of `lines` names the flag or file, the value and the rule."""
 
     def __init__(self, *lines: str):
-        super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines = tuple("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
+        super().__init__("\n".join(self.lines))
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ def own_knobs(group: type) -> list:
     return [f for f in fields(group) if f.name in group.__dict__.get("__annotations__", {})]
 
 
+@cache
 def knobs() -> dict[str, tuple[str, Any]]:
     """Option name -> (title of its group, its field); each name once, the user's own flags first."""
     found = {f.name: (group.__doc__.split("\n")[0].rstrip("."), f)
@@ -237,6 +239,7 @@ def default_text(knob_field: Any) -> str:
     return auto if default in (None, "auto") and auto else str(default)
 
 
+@cache
 def build_parser() -> argparse.ArgumentParser:
     """All flags, as text: `parse_options` converts and checks them, so that every error is found at once."""
     parser = argparse.ArgumentParser(

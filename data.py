@@ -148,7 +148,7 @@ def hold_out(texts: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFr
         return train_test_split(texts, test_size=fraction, random_state=seed, stratify=strata)
     except ValueError as error:
         rarest = strata.value_counts()
-        raise UserError(f"the file's label {rarest.index[-1]} has {rarest.iloc[-1]} texts, too few to hold out "
+        raise UserError(f"--label_columns: label {rarest.index[-1]} has {rarest.iloc[-1]} texts, too few to hold out "
                         f"{fraction:.0%} of {len(texts)}") from error  # fmt: skip
 
 
@@ -202,8 +202,8 @@ def check_splits(splits: DatasetDict, task: Task) -> None:
         labels = label_array(part)
         found = (labels.sum(axis=0) > 0).sum() if task.multi_label else len(np.unique(labels))
         if found < len(task.labels):
-            raise UserError(f"{found} of {len(task.labels)} labels occur in the {name} split of {len(part)} rows; "
-                            "give more rows, or a larger fraction to that split")  # fmt: skip
+            raise UserError(f"--dataset_path: {found} of {len(task.labels)} labels occur in the {name} split of "
+                            f"{len(part)} rows; give it a larger share, or more rows")  # fmt: skip
 
 
 def label_array(split: Dataset) -> np.ndarray:

@@ -1,0 +1,277 @@
+"""The pages say what was run: every command and example on them runs here, on tiny data and tiny models."""
+
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForPreTraining,
+    ElectraForSequenceClassification,
+)
+
+from compression_config import OPTION_GROUPS, knobs
+from encoders import train_wordpiece
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ("TECHNICAL_DOCS run_combinations PIPELINE_DOCUMENTATION compression_config data distillation evaluation main "
+        "pruning quantization log").split()  # fmt: skip
+SCREEN = 46  # lines of a page, its generated tables left out
+MOST = {"teacher_epochs": 1, "epochs": 1, "fine_tune_epochs": 1, "max_length": 32, "calibration_samples": 16}
+NOT_RUN = ("pip install ", "python -m pytest ")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+LOOP = re.compile(r"^for (\w+) in (.*?); do\n(.*?)^done$", re.S | re.M)
+GENERATED = re.compile(r"<!-- options: (\w+) -->\n(.*?)<!-- end -->\n?", re.S)
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, content) of every fenced block, in order."""
+    return BLOCK.findall(text_of(page))
+
+
+def unrolled(loop: re.Match) -> str:
+    """A shell loop's body once for each of its values."""
+    name, values, body = loop.groups()
+    return "".join(body.replace(f"${name}", value) for value in values.split())
+
+
+def commands(shell: str) -> list[list[str]]:
+    """The words of every command of a bash block."""
+    lines = LOOP.sub(unrolled, shell).replace("\\\n", " ").splitlines()
+    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tiny_csv, tmp_path_factory) -> dict[str, str]:
+    """What the pages name -> what stands in for it here. The one table of replacements."""
+    folder = tmp_path_factory.mktemp("hub")
+    tokenizer = train_wordpiece(tiny_csv.read_text().splitlines(), 128)
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    electra = ElectraConfig(**shape, embedding_size=64, hidden_size=64, num_hidden_layers=3, num_attention_heads=1,
+                            intermediate_size=64)  # fmt: skip
+    distilbert = DistilBertConfig(**shape, dim=64, n_layers=2, n_heads=1, hidden_dim=64)
+    models = {"banglabert": ElectraForPreTraining(electra),  # with no classifier's head, as the real one
+              "distilbert": DistilBertForSequenceClassification(distilbert)}  # fmt: skip
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {"csebuetnlp/banglabert": str(folder / "banglabert"), "data/HateSpeech.csv": str(tiny_csv),
+            "distilbert-base-multilingual-cased": str(folder / "distilbert"), "scratch:4x256": "scratch:2x64"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    """One folder for all commands, so that they share the stages they have in common."""
+    return tmp_path_factory.mktemp("docs")
+
+
+def replaced(text: str, stand_ins: dict[str, str]) -> str:
+    for name, stand_in in stand_ins.items():
+        text = text.replace(name, stand_in)
+    return text
+
+
+def given(words: list[str]) -> dict[str, str]:
+    """Option -> value, from the command line and from the file that `--config` names."""
+    found = {flag[2:]: value for flag, value in zip(words, [*words[1:], ""], strict=True) if flag.startswith("--")}
+    return (yaml.safe_load(Path(found["config"]).read_text()) if "config" in found else {}) | found
+
+
+def tiny(words: list[str], stand_ins: dict[str, str], output: Path) -> list[str]:
+    """The arguments of a documented command: defaults replaced as names are, epochs and lengths capped, all in
+    absolute folders, because the shared measuring process stands elsewhere."""
+    words = [replaced(word, stand_ins) for word in words]
+    named = given(words)
+    defaults = {"dataset_path": "data/HateSpeech.csv", "teacher_path": "scratch:4x256", "test_fraction": "0.1"}
+    extra = {name: replaced(value, stand_ins) for name, value in defaults.items() if name not in named}
+    extra |= {name: str(min(most, int(named.get(name, most)))) for name, most in MOST.items()}
+    extra |= {"output_dir": str(output / named.get("output_dir", "")), "device": "cpu"}
+    return words + [word for name, value in extra.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def ran() -> set[str]:
+    """Commands that have run: a command that several pages show runs once."""
+    return set()
+
+
+@pytest.fixture
+def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
+    """Runs one fenced block in the shared folder: a command, a Python example, or a file of options."""
+    monkeypatch.chdir(output)
+
+    def run_command(words: list[str]) -> None:
+        argv, line = words[2:], shlex.join(words)
+        if line in ran:
+            return
+        if argv == ["--help"]:
+            with pytest.raises(SystemExit, match="^0$"):
+                run_main(argv)
+            assert capsys.readouterr().out.startswith("usage: main.py")
+        else:
+            code, printed = run_main(tiny(argv, stand_ins, output)), capsys.readouterr()
+            assert code == 0 and printed.out.startswith("Stage"), f"{line}\n{printed.err[-2000:]}"
+        ran.add(line)
+
+    def run(language: str, content: str) -> None:
+        if language == "bash":
+            for words in commands(content):
+                if words[:2] == ["python", "main.py"]:
+                    run_command(words)
+        elif language == "python":
+            exec(compile(content, "example", "exec"), {})
+        elif language == "yaml":
+            Path("run.yaml").write_text(replaced(content, stand_ins), encoding="utf-8")
+
+    return run
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```bash" in text_of(page)], ids=lambda page: page.name)
+def test_the_commands_and_examples_of_a_page_run(page, run_block):
+    for language, content in blocks(page):
+        run_block(language, content)
+
+
+def test_every_command_is_one_that_is_run_or_known():
+    shown = [words for page in PAGES for language, content in blocks(page) if language == "bash"
+             for words in commands(content)]  # fmt: skip
+    assert len(shown) > 20
+    for words in shown:
+        line = " ".join(words) + " "
+        assert line.startswith(NOT_RUN) or (words[0] == "python" and (ROOT / words[1]).is_file()), line
+
+
+def test_the_users_own_example_and_the_test_command_stand_to_the_letter():
+    text = text_of(ROOT / "README.md")
+    example = r"""python main.py --pipeline kd_prune_quant --dataset_path data/HateSpeech.csv \
+    --teacher_path csebuetnlp/banglabert --student_path distilbert-base-multilingual-cased \
+    --teacher_epochs 5 --epochs 10 --fine_tune_epochs 3 --batch 32 \
+    --prune_method magnitude --prune_sparsity 0.4 --quant_method fp16
+"""
+    assert example in text
+    assert re.search(r"^pip install -r requirements.txt && python -m pytest tests/$", text, re.M)
+
+
+def test_evaluation_explains_every_column_of_the_results(run_block, output):
+    run_block("bash", "python main.py --pipeline kd_quant --quant_method static --batch 16 --max_length 64")
+    columns = set()
+    for path in (output / "compressed_models").glob("*/results_final.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            columns |= {name for name in next(csv.reader(file)) if not name.startswith("config.")}
+    rows = re.findall(r"^\| (`.*?) \|", text_of(ROOT / "docs" / "evaluation.md"), re.M)
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == columns | {"config.*"}
+
+
+def test_generated_tables_and_pins_are_fresh():
+    done = subprocess.run([sys.executable, "scripts/make_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_a_stale_table_is_noticed():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from make_docs import with_tables
+
+    stale = "<!-- options: SeedOptions -->\n| `--seed` | 41 |\n<!-- end -->"
+    assert with_tables(stale) != stale == "<!-- options: SeedOptions -->\n| `--seed` | 41 |\n<!-- end -->"
+    assert with_tables(with_tables(stale)) == with_tables(stale) and "| 42 |" in with_tables(stale)
+
+
+def test_every_option_is_documented_once():
+    tables = [found for page in PAGES for found in GENERATED.findall(text_of(page))]
+    assert sorted(group for group, _ in tables) == sorted(group.__name__ for group in OPTION_GROUPS)
+    documented = [name for _, table in tables for name in re.findall(r"^\| `--(\w+)`", table, re.M)]
+    assert sorted(documented) == sorted(knobs())
+
+
+def test_every_option_that_a_page_names_exists():
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--([a-z_]+)", text_of(page)))
+        assert named <= {*knobs(), "help"}, page.name
+
+
+def test_a_page_is_one_screen_and_all_are_there():
+    assert {page.stem for page in PAGES} == {"README", *DOCS}
+    for page in PAGES[1:]:
+        assert len(GENERATED.sub("", text_of(page)).strip().splitlines()) <= SCREEN, page.name
+
+
+def test_every_link_leads_to_a_file():
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#:]+)\)", text_of(page))
+        assert [link for link in links if not (page.parent / link).exists()] == [], page.name
+
+
+def test_requirements_are_pinned_and_each_is_justified():
+    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+    assert pins["torch"] == "2.13.0"
+    page = text_of(ROOT / "docs" / "TECHNICAL_DOCS.md")
+    listed = re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (.*?) \|", page.split("## Dependencies")[1], re.M)))
+    assert sorted(listed) == sorted(pins)
+
+
+def test_kaggle_keeps_its_own_torch():
+    pins = (ROOT / "requirements-kaggle.txt").read_text().splitlines()[1:]
+    names = {line.split("==")[0] for line in pins}
+    assert not {"torch", "numpy", "pandas"} & names and {"torchao", "transformers"} <= names
+
+
+def test_the_sizes_in_the_readme_are_those_of_the_two_architectures():
+    """BanglaBERT is an ELECTRA base of 32,000 tokens; the figures are counts, without and with a head of two labels."""
+    electra = ElectraConfig(vocab_size=32000, embedding_size=768, hidden_size=768, num_hidden_layers=12,
+                            num_attention_heads=12, intermediate_size=3072)  # fmt: skip
+    with torch.device("meta"):
+        teacher = ElectraForSequenceClassification(electra)
+        student = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=119547))
+    counts = {name: sum(p.numel() for p in model.parameters())
+              for name, model in (("teacher", teacher), ("student", student), ("electra", teacher.electra),
+                                  ("distilbert", student.distilbert))}  # fmt: skip
+    embedding = student.distilbert.embeddings.word_embeddings.weight.numel()
+    shown = [f"{counts['electra'] / 1e6:.1f} M", f"{4 * counts['teacher'] / 1e6:.0f} MB",
+             f"{counts['distilbert'] / 1e6:.1f} M", f"{4 * counts['student'] / 1e6:.0f} MB",
+             f"{embedding / counts['distilbert']:.0%}".replace("%", " %"),
+             f"{counts['teacher'] / counts['student']:.2f}x"]  # fmt: skip
+    assert shown == ["110.0 M", "442 MB", "134.7 M", "541 MB", "68 %", "0.82x"]
+    assert all(figure in text_of(ROOT / "README.md") for figure in shown)
+
+
+def test_the_kaggle_template_runs_as_a_script_and_ends_with_the_table(tiny_csv, tmp_path):
+    (tmp_path / "output").mkdir()
+    environment = os.environ | {
+        "PROJECT_DIR": str(ROOT), "DATASET_PATH": str(tiny_csv), "TEACHER_PATH": "scratch:1x64",
+        "STUDENT_PATH": "teacher:1", "OUTPUT_DIR": str(tmp_path / "output"),
+        "EXTRA_ARGS": "--pipeline kd_quant --teacher_epochs 1 --epochs 1 --max_length 32"}  # fmt: skip
+    environment.pop("KAGGLE_KERNEL_RUN_TYPE", None)
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "kaggle_notebook_template.py"], cwd=tmp_path,
+                          env=environment, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == ["linear", "teacher", "student", "fp16"]
+    assert sum(line.startswith("Stage") for line in lines) == sum(line.startswith("GPU:") for line in lines) == 1
+
+
+def test_the_kaggle_template_asks_where_several_files_could_be_meant(tmp_path, monkeypatch):
+    import runpy
+
+    names = runpy.run_path(str(ROOT / "scripts" / "kaggle_notebook_template.py"), run_name="not main")
+    monkeypatch.setitem(names["find_dataset"].__globals__, "INPUTS", tmp_path)
+    monkeypatch.delenv("DATASET_PATH", raising=False)
+    assert names["find_dataset"](ROOT) == ROOT / "data" / "HateSpeech.csv"
+    (tmp_path / "one.csv").touch()
+    assert names["find_dataset"](ROOT) == tmp_path / "one.csv"
+    (tmp_path / "two.csv").touch()
+    with pytest.raises(SystemExit, match="set DATASET_PATH"):
+        names["find_dataset"](ROOT)
