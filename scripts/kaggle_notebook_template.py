@@ -42,8 +42,8 @@ def find_dataset(project: Path) -> Path:
 
 def arguments(dataset: Path) -> list[str]:
     """What main.py is given."""
-    argv = ["--dataset_path", str(dataset),
-            "--output_dir", os.environ.get("OUTPUT_DIR") or str(WORKING if WORKING.is_dir() else Path.cwd())]  # fmt: skip
+    output = os.environ.get("OUTPUT_DIR") or str(WORKING if WORKING.is_dir() else Path.cwd())
+    argv = ["--dataset_path", str(dataset), "--output_dir", output]
     for flag, variable in (("--teacher_path", "TEACHER_PATH"), ("--student_path", "STUDENT_PATH")):
         if os.environ.get(variable):
             argv += [flag, os.environ[variable]]

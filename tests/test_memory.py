@@ -63,10 +63,22 @@ def test_an_option_of_the_data_changes_what_every_stage_rests_on(option, value, 
     assert rests_on(tiny_csv) == rests_on(tiny_csv) != rests_on(tiny_csv, **{option: value})
 
 
+def opened(path: Path, **options) -> Experiment:
+    start = {"teacher_path": "scratch:1x64", "student_path": "teacher:1"}
+    options = replace(Options(), dataset_path=str(path), **start, **options)
+    splits, task, _ = load_splits(narrow(options, DataOptions))
+    return Experiment(options, splits, task)
+
+
 def rests_on(path: Path, **options) -> str:
-    options = DataOptions(dataset_path=str(path), **options)
-    splits, task, columns = load_splits(options)
-    return Experiment(Options(**vars(options)), splits, task).data_digest
+    return opened(path, **options).fingerprint("teacher", "scratch:1x64")
+
+
+def test_a_student_of_another_teacher_is_another_student(tiny_csv, tmp_path):
+    one, other = finished(tmp_path / "one", "abc"), finished(tmp_path / "other", "def")
+    run = opened(tiny_csv)
+    assert run.fingerprint("distill", one) == run.fingerprint("distill", one) != run.fingerprint("distill", other)
+    assert run.fingerprint("prune", one) != run.fingerprint("prune", other)
 
 
 def test_one_changed_cell_changes_what_every_stage_rests_on(tiny_csv, tmp_path):
@@ -140,6 +152,7 @@ class Kill(TrainerCallback):
 def train(csv: Path, folder: Path, *callbacks: TrainerCallback, epochs: int = 4) -> dict[str, torch.Tensor]:
     """Weights after training a tiny model in `folder`, going on from what is there."""
     splits, task, columns = load_splits(DataOptions(dataset_path=str(csv)))
+    del splits["test"]  # training may not look at it
     options = resolve(replace(Options(), device="cpu", student_path="teacher:1", early_stopping_patience=2), columns)
     set_seed(1)
     model, tokenizer = start_teacher("scratch:1x64", task, splits["train"][:]["text"], 128)

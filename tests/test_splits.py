@@ -1,5 +1,8 @@
 """Reading and splitting: columns found without doubt, no text on two sides, contradictions gone."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,3 +116,11 @@ def test_doubtful_files_are_refused_in_one_line(tmp_path, columns, said):
     with pytest.raises(UserError) as caught:
         load_splits(write(tmp_path, **columns))
     assert len(caught.value.lines) == 1 and said in caught.value.lines[0] and "\n" not in caught.value.lines[0]
+
+
+def test_the_sample_is_what_its_script_makes():
+    root = Path(__file__).parent.parent
+    script = runpy.run_path(str(root / "scripts" / "make_sample_data.py"))
+    table = pd.read_csv(root / "data" / "HateSpeech.csv")
+    made = pd.DataFrame(script["make_comments"](5000, 42), columns=["Comments", "HateSpeech"])
+    assert made.equals(table) and table["Comments"].map(text_key).is_unique

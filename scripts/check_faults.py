@@ -1,0 +1,152 @@
+"""Put typical faults into a copy of the project, one at a time, and see that its tests turn red.
+
+Each fault is a file, an old text, a new text, and the tests that must notice. Prints `caught` or `missed` for each;
+the exit code is 1 where one is missed. `python scripts/check_faults.py [WORD]` runs those whose name holds WORD.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(".git", "models", "compressed_models", "__pycache__", ".*_cache", ".hypothesis")
+
+
+class Fault(NamedTuple):
+    """One line of damage, and the tests that must see it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # arguments of pytest
+
+
+MATHS, STAGES, SPLITS = "tests/test_compression.py", "tests/test_stages.py", "tests/test_splits.py"
+MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
+FAULTS = (
+    Fault("teacher logits shifted by one row", "distillation.py", "[outputs[row_id].tolist()",
+          "[outputs[max(outputs) if row_id - 1 not in outputs else row_id - 1].tolist()", f"{STAGES} -k joined"),
+    Fault("T^2 dropped", "losses.py", "return temperature**2 * divergence", "return divergence", MATHS),
+    Fault("T^2 dropped in multi-label", "losses.py", "return temperature**2 * (F", "return (F", MATHS),
+    Fault("KL arguments swapped", "losses.py", "F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1)",
+          "F.kl_div(teacher.log_softmax(-1), student.log_softmax(-1)", MATHS),
+    Fault("KL averaged over classes too", "losses.py", '"batchmean"', '"mean"', MATHS),
+    Fault("student left unsoftened", "losses.py", "logits / temperature, teacher", "logits, teacher", MATHS),
+    Fault("alpha on the wrong side", "losses.py", "alpha * soft + (1 - alpha)", "(1 - alpha) * soft + alpha", MATHS),
+    Fault("multi-label loss by softmax", "losses.py", "F.binary_cross_entropy_with_logits(logits, labels, pos_",
+          "F.cross_entropy(logits, labels, ", MATHS),
+    Fault("class weights upside down", "losses.py", "(len(labels) - positives) / positives",
+          "positives / (len(labels) - positives)", MATHS),
+    Fault("student fed the teacher's ids", "distillation.py", "    loss = partial(",
+          "    tokenizer = __import__('transformers').AutoTokenizer.from_pretrained(model_in)\n    loss = partial(",
+          f"{STAGES} -k own_tokenizer"),
+    Fault("masks not re-applied in recovery", "pruning.py", "        apply_masks_(model, self.masks)", "        pass",
+          f"{STAGES} -k recovery"),
+    Fault("masks held on the first step alone", "pruning.py", "        apply_masks_(model, self.masks)",
+          "        apply_masks_(model, self.masks) if state.global_step < 1 else None", f"{STAGES} -k recovery"),
+    Fault("Wanda's norm over padding too", "calibration.py", "inputs[self.mask.bool()]", "inputs.flatten(0, 1)", MATHS),
+    Fault("Wanda's norm without the root", "calibration.py", "total.sqrt().float()", "total.float()", MATHS),
+    Fault("one threshold per layer", "pruning.py",
+          "    lowest = scores.argsort(dim=1, stable=True)[:, :drop]\n",
+          "    return scores > scores.flatten().sort().values[drop * len(scores) - 1 if drop else 0]\n", MATHS),
+    Fault("magnitude with its sign", "pruning.py", "    return weight.abs()\n", "    return weight\n", MATHS),
+    Fault("the highest scores pruned", "pruning.py", "stable=True)", "stable=True, descending=True)", MATHS),
+    Fault("sparsity not checked", "pruning.py", "if reached < wanted:", "if reached < 0:", MATHS),
+    Fault("the head pruned too", "encoders.py", "for name, module in layers.named_modules()",
+          "for name, module in model.named_modules()", MATHS),
+    Fault("layers from the bottom alone", "encoders.py", "round(i * (available - 1) / (count - 1))", "i", MATHS),
+    Fault("labels reordered between training and id2label", "encoders.py", "dict(enumerate(self.labels))",
+          "dict(enumerate(reversed(self.labels)))", f"{STAGES} -k order"),
+    Fault("an unseeded vocabulary", "encoders.py", "first = [*SPECIAL_TOKENS, *continuations(texts, trained)]",
+          "first = [*SPECIAL_TOKENS]", f"{MEMORY} -k goes_on"),
+    Fault("test rows in training", "data.py", 'rows["split"] == name, ["id"',
+          '(rows["split"] == name) | (name == "train"), ["id"', SPLITS),
+    Fault("copies compared as written", "data.py", '" ".join(unicodedata.normalize("NFC", text).split())', "text", SPLITS),
+    Fault("copies compared before normalisation", "data.py", 'unicodedata.normalize("NFC", text)', "text",
+          f"{STAGES} -k normal_form"),
+    Fault("normalised text fed to the models", "data.py", "    return rows\n\n\ndef read_task",
+          '    rows["text"] = rows["key"]\n    return rows\n\n\ndef read_task', SPLITS),
+    Fault("contradictions kept", "data.py", "return rows[variants == 1]", "return rows", SPLITS),
+    Fault("leaks of the file's own split kept", "data.py", "return rows[~leaked]", "return rows", SPLITS),
+    Fault("data_fraction cuts the test split", "data.py", 'parts["train"] = parts["train"].sample(',
+          'parts["test"] = parts["test"].sample(', SPLITS),
+    Fault("best epoch chosen on test", "training.py", "tokenize(splits[name], tokenizer",
+          'tokenize(splits["test" if name == "validation" else name], tokenizer', f"{MEMORY} -k goes_on"),
+    Fault("the last epoch kept, not the best", "training.py", "read_state(last)['best_global_step']",
+          "read_state(last)['global_step']", f"{MEMORY} -k best"),
+    Fault("the same order every epoch", "training.py", "self.seed + self.epoch", "self.seed", f"{STAGES} -k batches"),
+    Fault("an order that cannot be resumed", "training.py", "generator=generator", "generator=None",
+          f"{STAGES} -k batches"),
+    Fault("a checkpoint without its optimizer taken", "training.py", '"optimizer.pt", ', "", f"{MEMORY} -k lacks"),
+    Fault("bytes computed by formula", "evaluation.py", '{"bytes": sum(file.stat().st_size for file in files)',
+          '{"bytes": 4 * count_weights(form.path, form.engine).parameters',
+          "tests/test_pipelines.py -k quant_only-magnitude-fp16"),
+    Fault("a form evaluated from memory", "evaluation.py", "    engine = load(form.path,",
+          "    engine = globals().setdefault('kept', None) or load(form.path,", f"{STAGES} -k directory_named"),
+    Fault("agreement with the labels", "evaluation.py", "decide(read_logits(teacher_path), task.multi_label)", "labels",
+          f"{STAGES} -k directory_named"),
+    Fault("F1 weighted by class size", "evaluation.py", 'labels, decisions, average="macro"',
+          'labels, decisions, average="weighted"', f"{STAGES} -k by_hand"),
+    Fault("multi-label decided by the largest logit", "evaluation.py", "(logits > 0).astype(int)",
+          "(logits == logits.max(axis=1, keepdims=True)).astype(int)", f"{STAGES} -k multi_label"),
+    Fault("a remembered stage not invalidated by its data", "experiment.py", "sources, self.data_digest])",
+          "sources])", f"{MEMORY} -k rests_on"),
+    Fault("another teacher's student remembered", "experiment.py", "narrow(self.options, stage.options)), sources,",
+          "narrow(self.options, stage.options)),", f"{MEMORY} -k another_teacher"),
+    Fault("another seed's teacher remembered", "compression_config.py",
+          "fields(group)})", "fields(group)} | ({'seed': 42} if hasattr(options, 'seed') else {}))",
+          f"{MEMORY} -k rests_on"),
+    Fault("a damaged directory remembered", "artifacts.py", "file_digest(directory / name) == known", "known",
+          f"{MEMORY} -k unchanged"),
+    Fault("no lock", "artifacts.py", "with FileLock(folder / \".lock\", timeout=0):", "if True:",
+          f"{MEMORY} -k second_run"),
+    Fault("speedup upside down", "benchmark.py", 'times[baselines["torch"]]["latency_ms_p50"] / p50',
+          'p50 / times[baselines["torch"]]["latency_ms_p50"]', f"{STAGES} -k speedups"),
+    Fault("compression ratio upside down", "experiment.py", 'teacher_bytes / row["bytes"]',
+          'row["bytes"] / teacher_bytes', "tests/test_pipelines.py -k quant_only-magnitude-fp16"),
+    Fault("logits in the order of length", "inference.py", "np.concatenate(logits)[np.argsort(longest_first, kind=\"stable\")]",
+          "np.concatenate(logits)", f"{STAGES} -k joined"),
+    Fault("fp16 left to compute in half", "quantization.py", 'config | {"dtype": "float32"}',
+          'config | {"dtype": "float16"}', f"{QUANTIZATION} -k fp16"),
+    Fault("the head quantized", "quantization.py", "if name not in fitting]", "if name not in linears]",
+          f"{QUANTIZATION} -k head"),
+)  # fmt: skip
+
+
+def is_caught(fault: Fault, copy: Path) -> bool:
+    """Whether the fault's tests fail in `copy` with the fault put in; the copy is mended afterwards."""
+    path = copy / fault.file
+    sound = path.read_text(encoding="utf-8")
+    if sound.count(fault.old) != 1:
+        raise SystemExit(f"{fault.name}: {fault.file} holds {sound.count(fault.old)} times, not once: {fault.old}")
+    path.write_text(sound.replace(fault.old, fault.new), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *fault.tests.split()]
+    done = subprocess.run(command, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    path.write_text(sound, encoding="utf-8")
+    if done.returncode not in (0, 1):  # 1: tests failed; anything else: they never ran
+        raise SystemExit(f"{fault.name}: pytest could not run {fault.tests}\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+def main(word: str = "") -> int:
+    """Try every fault whose name holds `word`."""
+    chosen = [fault for fault in FAULTS if word in fault.name]
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+        for fault in chosen:
+            caught = is_caught(fault, copy)
+            missed += not caught
+            print(f"{'caught' if caught else 'MISSED'}  {fault.name}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} faults caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

@@ -1,0 +1,176 @@
+"""Stages and measurement on tiny models: the right rows, the right tokenizer, the right file."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
+from sklearn.metrics import f1_score
+
+import distillation
+from benchmark import add_speedups
+from compression_config import ComputeOptions, DataOptions, DistillOptions, Options, PruneOptions, narrow
+from data import label_array, load_splits
+from distillation import teacher_outputs, with_teacher_logits
+from encoders import Task, encoder_linears, scratch_model, start_student
+from evaluation import Form, agreement, decide, evaluate, macro_f1, probabilities, quality, read_logits
+from inference import load, predict_logits
+from pruning import prune, sparsity_of
+from report import verdicts
+from training import LengthGroupedSampler, save_model
+
+TASK = Task(("0", "1"), False)
+
+
+@pytest.fixture(scope="module")
+def splits(tiny_csv) -> DatasetDict:
+    return load_splits(DataOptions(dataset_path=str(tiny_csv)))[0]
+
+
+@pytest.fixture(scope="module")
+def options() -> Options:
+    return replace(Options(), device="cpu", precision="fp32", lr=1e-3, max_length=32, epochs=1, fine_tune_epochs=2,
+                   student_path="teacher:1", calibration_samples=16)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(splits, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    return save_model(*scratch_model("scratch:2x64", TASK, splits["train"][:]["text"], 32), folder)
+
+
+def test_teacher_outputs_are_joined_by_row_id(teacher_dir, splits, options):
+    outputs = teacher_outputs(teacher_dir, splits, narrow(options, ComputeOptions))
+    joined = with_teacher_logits(DatasetDict({name: split.shuffle(seed=3) for name, split in splits.items()}), outputs)
+    engine = load(teacher_dir, "torch", 32)
+    for row in list(joined["train"])[:10] + list(joined["validation"])[:5]:
+        alone = predict_logits(engine, [row["text"]])[0]
+        assert np.allclose(row["teacher_logits"], alone, atol=1e-5)
+    assert "teacher_logits" not in joined["test"].column_names
+
+
+def test_a_student_reads_with_its_own_tokenizer(teacher_dir, splits, options, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    other = save_model(*scratch_model("scratch:1x64", TASK, ["quite other words entirely"] * 5, 32), tmp_path / "own")
+    seen = {}
+    monkeypatch.setattr(distillation, "train_", lambda model, tokenizer, *_, **__: seen.update(tokenizer.get_vocab()))
+    chosen = replace(narrow(options, DistillOptions), student_path=str(other))
+    distillation.distill(teacher_dir, splits, TASK, tmp_path / "student", chosen)
+    assert seen == start_student(str(other), teacher_dir, TASK, [], 32)[1].get_vocab()
+    assert "quite" in seen and "river" not in seen
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_recovery_keeps_the_zeros_and_moves_the_rest(method, teacher_dir, splits, options, tmp_path):
+    soft = with_teacher_logits(splits, teacher_outputs(teacher_dir, splits, narrow(options, ComputeOptions)))
+    del soft["test"]  # no stage may look at it
+    chosen = replace(narrow(options, PruneOptions), prune_method=method, prune_sparsity=0.5)
+    prune(teacher_dir, soft, TASK, tmp_path, chosen)
+    before, after = load_file(teacher_dir / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    assert (after[name] == 0).sum(dim=1).tolist() == [32] * 256
+    kept = after[name] != 0
+    assert not torch.equal(before[name][kept], after[name][kept])
+
+
+def test_what_is_evaluated_is_the_directory_named(teacher_dir, splits, tmp_path):
+    torch.manual_seed(5)
+    other = save_model(*scratch_model("scratch:1x64", TASK, splits["train"][:]["text"], 32), tmp_path / "other")
+    splits["test"].to_parquet(tmp_path / "test.parquet")
+    compute = ComputeOptions(device="cpu", max_length=32)
+    for name, folder in (("teacher", teacher_dir), ("other", other)):
+        row = evaluate(Form(name, folder, "torch"), tmp_path / "test.parquet", TASK, compute,
+                       tmp_path / "teacher.parquet", tmp_path / f"{name}.parquet")  # fmt: skip
+    ours = predict_logits(load(other, "torch", 32), splits["test"][:]["text"])
+    teachers = predict_logits(load(teacher_dir, "torch", 32), splits["test"][:]["text"])
+    assert np.allclose(read_logits(tmp_path / "other.parquet"), ours, atol=1e-6)
+    assert row["agreement"] == pytest.approx((ours.argmax(1) == teachers.argmax(1)).mean())
+    assert row["macro_f1"] == pytest.approx(f1_score(label_array(splits["test"]), ours.argmax(1), average="macro"))
+    kept = pd.read_parquet(tmp_path / "other.parquet")
+    assert kept["id"].tolist() == splits["test"][:]["id"] and kept["label"].tolist() == splits["test"][:]["label"]
+
+
+def test_labels_keep_their_order_into_the_config(splits, tmp_path):
+    task = Task(("eggs", "ham", "spam"), False)
+    model, _ = scratch_model("scratch:1x64", task, splits["train"][:]["text"], 32)
+    assert [model.config.id2label[i] for i in range(3)] == ["eggs", "ham", "spam"]
+    assert model.config.label2id["spam"] == 2
+
+
+def test_metrics_by_hand():
+    labels, decisions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    assert macro_f1(labels, decisions) == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert agreement(decisions, labels) == 0.75
+    logits = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    row = quality(logits, labels, TASK)
+    assert (row["accuracy"], row["precision"], row["recall"], row["roc_auc"]) == (0.75, 0.5, 1.0, 1.0)
+    assert probabilities(np.array([[0.0, np.log(3.0)]]), False)[0] == pytest.approx([0.25, 0.75])
+
+
+def test_multi_label_decides_each_label_alone():
+    logits = np.array([[1.0, 2.0, -1.0], [-1.0, -2.0, -3.0]])
+    assert decide(logits, True).tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert agreement(decide(logits, True), np.array([[1, 0, 0], [0, 0, 0]])) == 0.5
+    assert probabilities(np.array([[0.0, np.log(3.0)]]), True)[0] == pytest.approx([0.5, 0.75])
+    row = quality(logits, np.array([[1, 0, 1], [0, 1, 0]]), Task(("a", "b", "c"), True))
+    assert row["f1.a"] == 1.0 and row["f1.b"] == 0.0 and row["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_speedups_are_the_teachers_time_over_the_rows():
+    rows = {"teacher": {}, "int8": {}, "linear": {}}
+    times = {name: {"latency_ms_p50": ms} for name, ms in
+             {"teacher": 12.0, "int8": 2.0, "linear": 3.0, "teacher in onnx": 6.0}.items()}  # fmt: skip
+    add_speedups(rows, times, {"torch": "teacher", "onnx": "teacher in onnx"},
+                 {"teacher": "torch", "int8": "onnx", "linear": "linear"})  # fmt: skip
+    assert (rows["int8"]["speedup_torch"], rows["int8"]["speedup_engine"]) == (6.0, 3.0)
+    assert (rows["teacher"]["speedup_torch"], rows["linear"]["speedup_engine"]) == (1.0, None)
+
+
+def test_batches_group_like_lengths_and_their_order_is_of_seed_and_epoch():
+    lengths = [5 + (i * 37) % 60 for i in range(400)]
+    sampler = LengthGroupedSampler(lengths, 8, seed=3)
+    first, again = list(sampler), list(LengthGroupedSampler(lengths, 8, seed=3))
+    assert first == again and sorted(first) == list(range(400))
+    spread = [max(lengths[i] for i in first[k : k + 8]) - min(lengths[i] for i in first[k : k + 8]) for k in
+              range(0, 400, 8)]  # fmt: skip
+    assert np.mean(spread) < 10
+    sampler.set_epoch(1)
+    assert list(sampler) != first and list(LengthGroupedSampler(lengths, 8, seed=4)) != first
+
+
+def test_encoder_linears_leave_out_pooler_and_head(splits):
+    model, _ = scratch_model("scratch:2x64", TASK, splits["train"][:]["text"], 32)
+    names = list(encoder_linears(model))
+    assert len(names) == 12 and all(name.startswith("bert.encoder.layer.") for name in names)
+    assert sparsity_of(model, names) == 0
+
+
+def row(stage: str, parent: str, size: int, ms: float, f1: float = 0.8) -> dict:
+    return {"stage": stage, "parent": parent, "bytes": size, "size_mb": size / 1e6, "latency_ms_p50": ms,
+            "macro_f1": f1, "compression_ratio": 100e6 / size}  # fmt: skip
+
+
+def test_the_log_says_in_words_what_bought_nothing():
+    linear, teacher = row("linear", "", 10**6, 1, 0.9), row("teacher", "", 100 * 10**6, 10)
+    student, pruned = row("student", "teacher", 120 * 10**6, 5), row("pruned", "student", 120 * 10**6, 5)
+    said = verdicts([linear, teacher, student, pruned])
+    assert "the student is larger than the teacher" in said[0] and "0.83x" in said[0]
+    assert "pruned made nothing smaller or faster than student" in said[1]
+    assert "the linear reference is better than the final model" in said[2] and len(said) == 3
+    fine = [row("linear", "", 10**6, 1, 0.7), teacher, row("student", "teacher", 50 * 10**6, 5)]
+    assert verdicts(fine) == []
+
+
+def test_a_copy_of_a_text_may_differ_in_its_normal_form(tmp_path):
+    one, two = "ক\u09cb", "ক\u09c7\u09be"  # one letter, composed and decomposed
+    body = [f"{one} {i}" for i in range(100)] + [f"{two} {i}" for i in range(100)]
+    path = tmp_path / "forms.csv"
+    pd.DataFrame({"text": body, "label": [i % 2 for i in range(200)]}).to_csv(path, index=False)
+    splits = load_splits(DataOptions(dataset_path=str(path)))[0]
+    numbers = {name: {text.split()[1] for text in split["text"]} for name, split in splits.items()}
+    assert not numbers["train"] & numbers["test"] and not numbers["train"] & numbers["validation"]
+    assert isinstance(splits["train"], Dataset)
