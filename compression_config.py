@@ -325,7 +325,9 @@ def write_config_file(path: Path, record: dict[str, Any]) -> None:
     """The YAML file that reproduces a run when given as `--config`."""
     import yaml
 
-    path.write_text(yaml.safe_dump(record, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(yaml.safe_dump(record, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    partial.replace(path)
 
 
 def path_errors(options: Options) -> list[str]:

@@ -97,10 +97,11 @@ def teacher_layer_ids(spec: str, available: int) -> list[int]:
 
 
 def keep_layers_(model: PreTrainedModel, layer_ids: list[int]) -> None:
-    """Drop every encoder layer but `layer_ids`, in place; the config follows."""
+    """Drop every encoder layer but `layer_ids`, in place; the config follows. ALBERT's one shared layer stays."""
     name, layers = encoder_layers(model)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], nn.ModuleList(layers[i] for i in layer_ids))
+    if len(layers) == model.config.num_hidden_layers:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], nn.ModuleList(layers[i] for i in layer_ids))
     model.config.num_hidden_layers = len(layer_ids)
 
 
@@ -210,9 +211,6 @@ def pretrained_model(
     spec: str, flag: str, task: Task, max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer of a hub name or directory, with a head for `task`; safetensors only, in float32."""
-    limit = position_limit(read_config(spec, flag))
-    if max_length > limit:
-        raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             spec, dtype="float32", use_safetensors=True, ignore_mismatched_sizes=True, **task.config())  # fmt: skip
@@ -245,8 +243,8 @@ def start_student(
     return model, tokenizer
 
 
-def check_start(spec: str, flag: str) -> None:
-    """Refuse a teacher or student that cannot be loaded, before anything is trained."""
+def check_start(spec: str, flag: str, max_length: int) -> None:
+    """Refuse a teacher or student that cannot be loaded or reads less than `max_length`, before training."""
     if spec.startswith("scratch:"):
         if not is_fresh(spec):
             raise UserError(f"{flag} is {spec}, but must read scratch:LAYERSxHIDDEN, such as scratch:4x256")
@@ -254,8 +252,8 @@ def check_start(spec: str, flag: str) -> None:
     elif spec.startswith("teacher:"):
         if flag != "--student_path" or not TEACHER_LAYERS.fullmatch(spec):
             raise UserError(f"{flag} is {spec}, but only --student_path takes teacher:N or teacher:0,2,5")
-    else:
-        read_config(spec, flag)
+    elif (limit := position_limit(read_config(spec, flag))) < max_length:
+        raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
 
 
 def layer_count(spec: str, flag: str) -> int:

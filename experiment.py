@@ -119,7 +119,7 @@ def collect_errors(*checks: Callable[[], Any]) -> None:
 
 def check_student(options: Options) -> None:
     """Refuse a student that cannot be built from this teacher."""
-    check_start(options.student_path, "--student_path")
+    check_start(options.student_path, "--student_path", options.max_length)
     if options.student_path.startswith("teacher:"):
         teacher_layer_ids(options.student_path, layer_count(options.teacher_path, "--teacher_path"))
 
@@ -127,7 +127,7 @@ def check_student(options: Options) -> None:
 def checked(options: Options) -> tuple[DatasetDict, Task, dict[str, Any]]:
     """The splits, the task and the columns found; refuses, all at once, what would fail after hours of training."""
     stages = PIPELINES[options.pipeline]
-    checks = [lambda: check_start(options.teacher_path, "--teacher_path"),
+    checks = [lambda: check_start(options.teacher_path, "--teacher_path", options.max_length),
               lambda: resolve_precision(options.precision, resolve_device(options.device))]  # fmt: skip
     if "distill" in stages:
         checks.append(lambda: check_student(options))

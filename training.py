@@ -114,7 +114,7 @@ class EpochLines(ProgressCallback):
 
 def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr: float) -> TrainingArguments:
     """The Trainer's settings; `options` hold a resolved device and precision."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work_dir / CHECKPOINTS), num_train_epochs=epochs, learning_rate=lr,
         per_device_train_batch_size=options.batch, per_device_eval_batch_size=2 * options.batch,
         weight_decay=options.weight_decay, warmup_steps=options.warmup_ratio, lr_scheduler_type="linear",
@@ -124,6 +124,8 @@ def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr
         use_cpu=options.device == "cpu", dataloader_pin_memory=options.device != "cpu", label_names=["labels"],
         restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none", disable_tqdm=False,
     )  # fmt: skip
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one device, where the Trainer would split each batch over all
+    return arguments
 
 
 def read_state(checkpoint: Path) -> dict:

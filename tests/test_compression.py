@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from calibration import input_norms
 from encoders import Task, encoder_linears, is_attention, keep_layers_, spaced_layers
@@ -140,6 +140,14 @@ def test_dropping_layers_keeps_the_named_ones():
     kept, last = model.bert.encoder.layer, whole.bert.encoder.layer[3]
     assert len(kept) == model.config.num_hidden_layers == 2
     assert torch.equal(kept[1].output.dense.weight, last.output.dense.weight)
+
+
+def test_alberts_shared_layer_is_run_fewer_times():
+    config = AlbertConfig(vocab_size=30, embedding_size=8, hidden_size=16, num_hidden_layers=4, intermediate_size=16,
+                          num_attention_heads=2)  # fmt: skip
+    model = AlbertForSequenceClassification(config)
+    keep_layers_(model, [0, 3])
+    assert model.config.num_hidden_layers == 2 and len(model.albert.encoder.albert_layer_groups) == 1
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_bad_options_are_refused(words, said, refused):
 
 def save_bert(folder: Path, labels: tuple[str, ...] = ("0", "1")) -> Path:
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=16, id2label=dict(enumerate(labels)))  # fmt: skip
+                        intermediate_size=16, max_position_embeddings=256, id2label=dict(enumerate(labels)))  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
@@ -154,6 +154,12 @@ def test_a_directory_that_is_no_usable_encoder_is_refused(make, refused, tmp_pat
     said = make(tmp_path / "model")
     (line,) = refused(["--teacher_path", str(tmp_path / "model"), "--student_path", "scratch:1x64"])
     assert said in line
+
+
+def test_a_model_that_reads_less_than_max_length_is_refused(refused, tmp_path):
+    (line,) = refused(["--teacher_path", str(save_bert(tmp_path / "model")), "--student_path", "scratch:1x64",
+                       "--max_length", "512"])  # fmt: skip
+    assert "--max_length is 512, but" in line and "at most 256 tokens" in line
 
 
 def test_a_finished_teacher_with_other_labels_is_refused(refused, tmp_path):

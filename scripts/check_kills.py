@@ -1,0 +1,80 @@
+"""Kill a run again and again, each time followed by the same command, and compare it with one never killed.
+
+`python scripts/check_kills.py OUTPUT [--kills 20] [options of main.py]`. The undisturbed run comes first; its length
+sets the moments. Quality, agreement, sparsity, parameters and bytes must be equal to the last digit, and no partial
+folder may be left. Prints one line a kill; the exit code is 1 where something differs.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMES = {"latency_ms_p50", "latency_ms_p95", "throughput", "speedup_torch", "speedup_engine", "seconds",
+         "peak_memory_mb", "remembered", "directory"}  # fmt: skip
+
+
+def start(output: Path, words: list[str]) -> subprocess.Popen:
+    """The command, in a process group of its own."""
+    command = [sys.executable, ROOT / "main.py", "--output_dir", output, "--experiment", "killed", *words]
+    log = (output.parent / f"{output.name}.log").open("a")
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+
+
+def newest_partial(output: Path) -> str:
+    """What was being written: the partial folder and its newest file."""
+    files = [path for path in output.rglob("*") if ".partial" in str(path) and path.is_file()]
+    newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+    return str(newest.relative_to(output)) if newest else "nothing half-written"
+
+
+def kill_after(output: Path, words: list[str], seconds: float) -> bool:
+    """Start the command and kill it with SIGKILL after `seconds`; False where it had ended before."""
+    process = start(output, words)
+    try:
+        process.wait(timeout=seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)  # the main process alone: its worker must end by itself
+        process.wait()
+        print(f"killed after {seconds:5.1f} s: {newest_partial(output)}", flush=True)
+        return True
+
+
+def figures(output: Path) -> list[dict]:
+    """The rows of the results without times."""
+    document = json.loads((output / "compressed_models" / "killed" / "results_final.json").read_text())
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in document["rows"]]
+
+
+def main() -> int:
+    """Run undisturbed, then kill and repeat."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="empty folder for both runs")
+    parser.add_argument("--kills", type=int, default=20, help="how often to kill")
+    args, words = parser.parse_known_args()
+    calm, killed = args.output.absolute() / "calm", args.output.absolute() / "killed"
+    calm.mkdir(parents=True)
+    killed.mkdir()
+    began = time.monotonic()
+    if start(calm, words).wait():
+        raise SystemExit(f"the undisturbed run failed: see {calm}.log")
+    whole = time.monotonic() - began
+    print(f"undisturbed: {whole:.0f} s", flush=True)
+    kills = 0
+    for turn in range(args.kills):  # start-up costs about 10 s of each turn; moments spread over what follows it
+        kills += kill_after(killed, words, 10 + (whole - 10) * (0.05 + 0.25 * ((turn * 7) % args.kills) / args.kills))
+    if start(killed, words).wait():
+        raise SystemExit(f"the run failed after {kills} kills: see {killed}.log")
+    equal, left = figures(calm) == figures(killed), list(killed.rglob("*.partial"))
+    print(f"{kills} kills; figures {'equal' if equal else 'DIFFER'}; partial folders left: {len(left)}")
+    return 0 if equal and not left else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
