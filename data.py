@@ -184,7 +184,7 @@ def load_splits(options: DataOptions) -> tuple[DatasetDict, Task, dict]:
     labels = find_label_columns(table, options.label_columns, text)
     rows = labelled_rows(options.dataset_path, table, text, labels)
     task, rows["label"] = read_task(rows, labels)
-    rows = drop_leaks(drop_contradictions(rows))
+    rows = drop_contradictions(drop_leaks(rows))
     rows["split"] = assign_splits(rows, options)
     parts = {name: rows.loc[rows["split"] == name, ["id", "text", "label"]] for name in ("train", "validation", "test")}
     if options.data_fraction < 1:
