@@ -55,6 +55,19 @@ def size_and_time(row: dict[str, Any]) -> str:
     return f"{row['size_mb']:.2f} MB and {row['latency_ms_p50']:.2f} ms"
 
 
+def step_verdict(row: dict[str, Any], before: dict[str, Any]) -> str:
+    """What a step made worse or no better than the row before it, in words; empty where all is well."""
+    smaller = row["bytes"] < 0.99 * before["bytes"]
+    pace = row["latency_ms_p50"] / before["latency_ms_p50"]
+    if pace > 0.9 and not smaller:
+        what = "made nothing smaller or faster than"
+    elif pace > 1.1:
+        what = "is smaller but slower than"
+    else:
+        return ""
+    return f"{row['stage']} {what} {before['stage']}: {size_and_time(row)} against {size_and_time(before)}"
+
+
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """What must not be missed, in words: a larger student, a step that bought nothing, a linear model that wins."""
     by_stage = {row["stage"]: row for row in rows}
@@ -65,11 +78,8 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         sizes = f"{student['size_mb']:.1f} MB against {teacher['size_mb']:.1f} MB"
         said.append(f"the student is larger than the teacher: {sizes}; "
                     f"compression starts at {student['compression_ratio']:.2f}x")  # fmt: skip
-    for row in rows:
-        before = by_stage.get(row["parent"])
-        if before and row["bytes"] > 0.99 * before["bytes"] and row["latency_ms_p50"] > 0.9 * before["latency_ms_p50"]:
-            said.append(f"{row['stage']} made nothing smaller or faster than {before['stage']}: {size_and_time(row)} "
-                        f"against {size_and_time(before)}")  # fmt: skip
+    steps = [step_verdict(row, by_stage[row["parent"]]) for row in rows if row["parent"] in by_stage]
+    said += [line for line in steps if line]
     if linear["macro_f1"] > final["macro_f1"]:
         said.append(f"the linear reference is better than the final model: macro-F1 {linear['macro_f1']:.4f} against "
                     f"{final['macro_f1']:.4f}")  # fmt: skip

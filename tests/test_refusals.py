@@ -112,7 +112,8 @@ def test_bad_options_are_refused(words, said, refused):
 
 def save_bert(folder: Path, labels: tuple[str, ...] = ("0", "1")) -> Path:
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=16, max_position_embeddings=256, id2label=dict(enumerate(labels)))  # fmt: skip
+                        intermediate_size=16, max_position_embeddings=256,
+                        id2label=dict(enumerate(labels)))  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
