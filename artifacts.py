@@ -62,7 +62,8 @@ def source_digest(spec: str) -> str:
         return spec
     from transformers import AutoConfig
 
-    return f"{spec}@{getattr(AutoConfig.from_pretrained(spec), '_commit_hash', None)}"
+    config = AutoConfig.from_pretrained(spec, local_files_only=True)  # fetched when the options were checked
+    return f"{spec}@{getattr(config, '_commit_hash', None)}"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -176,9 +177,11 @@ def measured() -> Iterator[dict[str, float]]:
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
-    yield cost
-    done.set()
-    sampler.join()
+    try:
+        yield cost
+    finally:
+        done.set()
+        sampler.join()
     cost["seconds"] = round(time.monotonic() - cost["seconds"], 2)
     cost["peak_memory_mb"] = round(cost["peak_memory_mb"], 1)
 

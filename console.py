@@ -11,7 +11,8 @@ import warnings
 
 from tqdm import tqdm
 
-CHATTY = ("torchao", "torch.utils._pytree", "transformers", "datasets", "accelerate", "httpx", "bitsandbytes")
+CHATTY = ("torchao", "torch.utils._pytree", "transformers", "datasets", "accelerate", "httpx", "bitsandbytes",
+          "huggingface_hub")  # fmt: skip
 
 
 class AboveBars(logging.Handler):

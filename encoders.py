@@ -9,8 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from socket import create_connection
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub.constants import ENDPOINT
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import WordPiece
 from torch import nn
@@ -192,12 +196,30 @@ def check_encoder(config: PretrainedConfig, spec: str, flag: str) -> None:
 
 
 @cache
+def is_hub_reachable() -> bool:
+    """Whether the hub's host answers; asked once, because the hub's own retries take minutes without a network."""
+    if getproxies():
+        return True
+    address = urlsplit(ENDPOINT)
+    try:
+        create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def only_local(spec: str) -> bool:
+    """Whether `spec` is to be read from disk alone: a directory, or a hub model that only the cache may hold."""
+    return Path(spec).exists() or not is_hub_reachable()
+
+
+@cache
 def read_config(spec: str, flag: str) -> PretrainedConfig:
     """The config of a hub name or directory; UserError in one line where there is none or it is no encoder."""
     if Path(spec).exists():
         check_directory(spec, flag)
     try:
-        config = AutoConfig.from_pretrained(spec, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(spec, trust_remote_code=False, local_files_only=only_local(spec))
     except (OSError, ValueError, KeyError) as error:
         what = "whose config.json cannot be read" if Path(spec).exists() else "neither a local directory nor a model " \
             "that the hub gives now"  # fmt: skip
@@ -213,8 +235,9 @@ def pretrained_model(
     """Weights and tokenizer of a hub name or directory, with a head for `task`; safetensors only, in float32."""
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            spec, dtype="float32", use_safetensors=True, ignore_mismatched_sizes=True, **task.config())  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True)
+            spec, dtype="float32", use_safetensors=True, ignore_mismatched_sizes=True,
+            local_files_only=only_local(spec), **task.config())  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True, local_files_only=only_local(spec))
     except OSError as error:
         raise UserError(f"{flag} is {spec}, but it cannot be loaded: {str(error).splitlines()[0]}") from error
     tokenizer.model_max_length = max_length

@@ -84,8 +84,8 @@ FAULTS = (
     Fault("an order that cannot be resumed", "training.py", "generator=generator", "generator=None",
           f"{STAGES} -k batches"),
     Fault("a checkpoint without its optimizer taken", "training.py", '"optimizer.pt", ', "", f"{MEMORY} -k lacks"),
-    Fault("bytes computed by formula", "evaluation.py", '{"bytes": sum(file.stat().st_size for file in files)',
-          '{"bytes": 4 * count_weights(form.path, form.engine).parameters',
+    Fault("bytes computed by formula", "evaluation.py", "total = sum(file.stat().st_size for file in files)",
+          "total = 4 * count_weights(form.path, form.engine).parameters",
           "tests/test_pipelines.py -k quant_only-magnitude-fp16"),
     Fault("a form evaluated from memory", "evaluation.py", "    engine = load(form.path,",
           "    globals().setdefault('kept', []).append(load(form.path, form.engine, options.max_length))\n"
