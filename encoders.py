@@ -241,6 +241,7 @@ def pretrained_model(
     except OSError as error:
         raise UserError(f"{flag} is {spec}, but it cannot be loaded: {str(error).splitlines()[0]}") from error
     tokenizer.model_max_length = max_length
+    tokenizer.init_kwargs.pop("local_files_only", None)  # else saved, and the bytes would depend on the network
     return model, tokenizer
 
 
