@@ -207,6 +207,8 @@ def test_every_option_that_a_page_names_exists():
 def test_a_page_is_one_screen_and_all_are_there():
     assert {page.stem for page in PAGES} == DOCS | {"README"}
     for page in PAGES[1:]:
+        if page.stem == "log":  # it grows with every experiment
+            continue
         assert len(GENERATED.sub("", text_of(page)).strip().splitlines()) <= SCREEN, page.name
 
 

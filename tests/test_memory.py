@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
 
 import artifacts
@@ -27,7 +27,7 @@ from data import load_splits
 from encoders import start_teacher
 from experiment import STAGES, Experiment, resolve
 from losses import hard_label_loss
-from training import has_ended, last_checkpoint, train_
+from training import has_ended, last_checkpoint, load_best_, train_
 
 ALL = {"teacher", "distill", "prune", "quantize"}
 INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
@@ -205,6 +205,17 @@ def test_a_checkpoint_with_a_torn_state_is_not_taken(tmp_path, undisturbed):
     text = (last / "trainer_state.json").read_text()
     (last / "trainer_state.json").write_text(text[: len(text) // 2])
     assert last_checkpoint(tmp_path / "checkpoints") != last
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    for step, weight in ((1, 1.0), (2, 2.0)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"weight": torch.full((1, 1), weight)}, folder / "model.safetensors")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "best_global_step": 1}))
+    model = torch.nn.Linear(1, 1, bias=False)
+    load_best_(model, tmp_path / "checkpoint-2")
+    assert model.weight.item() == 1.0
 
 
 SMALL = ["--teacher_path", "scratch:1x64", "--student_path", "teacher:1", "--teacher_epochs", "1", "--epochs", "1",
