@@ -2,12 +2,14 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python tests/test_compression.py`
 from calibration import input_norms
 from encoders import Task, encoder_linears, is_attention, keep_layers_, spaced_layers
 from losses import balanced_weights, distillation_loss, hard_label_loss, soft_label_loss

@@ -1,6 +1,8 @@
 """The house rules a reader relies on: import order, short functions."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,10 @@ def test_no_function_is_longer_than_40_lines(module):
     tree = ast.parse((ROOT / f"{module}.py").read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert [f.name for f in functions if f.end_lineno - f.lineno + 1 > 40] == []
+
+
+@pytest.mark.slow
+def test_the_mathematics_also_runs_as_a_script():
+    command = [sys.executable, "tests/test_compression.py", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
