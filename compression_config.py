@@ -52,6 +52,7 @@ SHARE = Rule("must be in [0, 1]", lambda value: 0 <= value <= 1)
 SHARE_BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 PART = Rule("must be in (0, 1)", lambda value: 0 < value < 1)
 SHARE_ABOVE_ZERO = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
+TWO_OR_MORE = Rule("must be in [2, 100]", lambda value: 2 <= value <= 100)
 LENGTH = Rule("must be in [8, 512]", lambda value: 8 <= value <= 512)
 SEED = Rule("must be in [0, 4294967295]", lambda value: 0 <= value < 2**32)
 PLAIN_NAME = Rule(
@@ -85,14 +86,21 @@ class LengthOptions:
 class DataOptions(SeedOptions):
     """The labelled file and how it is split."""
 
-    dataset_path: str = knob(str, "data/HateSpeech.csv", "labelled CSV file", main=True)
+    dataset_path: str = knob(str, "data/HateSpeech.csv", "labelled file: CSV, TSV, JSON Lines or Parquet, plain, .gz "
+                             "or .zst", main=True)  # fmt: skip
+    validation_path: str | None = knob(str, None, "file with the validation rows", auto="none")
+    test_path: str | None = knob(str, None, "file with the test rows", auto="none")
     text_column: str | None = knob(str, None, "column with the texts", auto="found in the file")
     label_columns: tuple[str, ...] | None = knob(
         str, None, "one column of any values (binary, multi-class) or several 0/1 columns (multi-label)",
         many=True, auto="found in the file")  # fmt: skip
+    group_column: str | None = knob(str, None, "column whose values the splits spread evenly and the results are given "
+                                    "for one by one", auto="none")  # fmt: skip
     validation_fraction: float = knob(float, 0.1, "share of the texts that chooses the best epoch", rule=PART)
     test_fraction: float = knob(float, 0.2, "share of the texts that is only ever measured on", rule=PART)
     data_fraction: float = knob(float, 1.0, "share of the training rows to use", rule=SHARE_ABOVE_ZERO)
+    num_folds: int | None = knob(int, None, "folds of a cross-validation: each has its own teacher, and a mean row",
+                                 rule=TWO_OR_MORE, auto="none")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,15 +188,20 @@ class QuantizeOptions(CalibrationOptions):
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Which stages run."""
+    """What runs, and how often."""
 
     pipeline: str = knob(str, "kd_prune_quant", "stages to run after the teacher", choices=tuple(PIPELINES), main=True)
+    seeds: tuple[int, ...] | None = knob(int, None, "repeat everything, split included, with each seed; a mean row",
+                                         rule=SEED, many=True, auto="--seed alone")  # fmt: skip
+    kd_baseline: bool = knob(bool, False, "also train the same student without a teacher, for comparison")
+    tune_threshold: bool = knob(bool, False, "choose decision thresholds on validation and fold them into the head")
 
 
 @dataclass(frozen=True)
 class PlaceOptions:
     """Where results go and what is taken from earlier runs; none of it changes a result."""
 
+    audit: bool = knob(bool, False, "only look at the data: print what was found, train nothing")
     experiment: str | None = knob(str, None, "name of the run's folders", rule=PLAIN_NAME,
                                   auto="pipeline, data set and six digits of the run's fingerprint")  # fmt: skip
     output_dir: str = knob(str, ".", "parent of models/ and compressed_models/")
@@ -330,14 +343,38 @@ def write_config_file(path: Path, record: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def file_errors(flag: str, path: str | None) -> list[str]:
+    """Why a file that is given cannot be read; nothing where it can."""
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        return [f"{flag} is {path}, but {'that is a directory' if Path(path).is_dir() else 'there is no such file'}"]
+    return [f"{flag} is {path}, but that file is empty"] if Path(path).stat().st_size == 0 else []
+
+
+def combination_errors(options: Options) -> list[str]:
+    """Options that are right alone and wrong together."""
+    errors, held_out = [], options.validation_fraction + options.test_fraction
+    if held_out >= 1:
+        errors.append(f"--validation_fraction and --test_fraction add up to {held_out:g}, but must leave training rows")
+    if options.num_folds and options.seeds:
+        errors.append("--num_folds and --seeds are given, but a run repeats over one of them; use --seed for the folds")
+    if options.num_folds and options.test_path:
+        errors.append("--num_folds is given with --test_path, but folds make their own test splits")
+    if options.seeds and len(set(options.seeds)) < len(options.seeds):
+        errors.append(f"--seeds is {' '.join(map(str, options.seeds))}, but each seed must be given once")
+    if options.num_folds and options.validation_fraction + 1 / options.num_folds >= 1:
+        errors.append(f"--num_folds is {options.num_folds} with --validation_fraction {options.validation_fraction:g}, "
+                      "but must leave training rows")  # fmt: skip
+    if options.kd_baseline and "distill" not in PIPELINES[options.pipeline]:
+        errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
+    return errors
+
+
 def path_errors(options: Options) -> list[str]:
     """What can be said about files and folders before anything is read."""
-    errors, file = [], Path(options.dataset_path)
-    if not file.is_file():
-        what = "that is a directory" if file.is_dir() else "there is no such file"
-        errors.append(f"--dataset_path is {file}, but {what}")
-    elif file.stat().st_size == 0:
-        errors.append(f"--dataset_path is {file}, but that file is empty")
+    errors = [line for name in ("dataset_path", "validation_path", "test_path")
+              for line in file_errors(f"--{name}", getattr(options, name))]  # fmt: skip
     if options.reuse and not Path(options.reuse).is_dir():
         errors.append(f"--reuse is {options.reuse}, but there is no such directory")
     parent = next(path for path in [Path(options.output_dir).absolute(), *Path(options.output_dir).absolute().parents]
@@ -364,10 +401,7 @@ def parse_options(argv: list[str] | None = None) -> Options:
         except UserError as error:
             errors += error.lines
     options = Options(**convert_all(entries | vars(given), errors))
-    held_out = options.validation_fraction + options.test_fraction
-    if held_out >= 1:
-        errors.append(f"--validation_fraction and --test_fraction add up to {held_out:g}, but must leave training rows")
-    errors += path_errors(options)
+    errors += combination_errors(options) + path_errors(options)
     if errors:
         raise UserError(*errors)
     return options

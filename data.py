@@ -1,199 +1,424 @@
-"""From a labelled file to leakage-free splits.
+"""From labelled files to leakage-free splits.
 
-The text that models read is the raw text; the normalised text is only a key, by which copies of one text
-are kept on one side of every split and texts with contradicting labels are dropped.
+The text that models read is the raw text; the normalised text is only a key, by which copies of one text are kept
+on one side of every split and texts with contradicting labels are dropped.
 """
 
+import dataclasses
 import logging
-import unicodedata
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
-from sklearn.model_selection import train_test_split
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from compression_config import DataOptions, UserError
 from encoders import Task
+from tables import read_table
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 MOST_CLASSES = 50
+SMALLEST_STRATUM = 10  # texts of one class and group that are spread on their own; fewer go with the class
+BLANKS = r"[\s\x0b\x{1c}-\x{1f}\x{85}\p{Z}]+"  # what Python's str.split() splits at
+ODD_BLANKS = r"  |^ | $|[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\p{Zl}\p{Zp}\x{202f}\x{205f}\x{3000}]"
 
 
-def read_table(path: str) -> pd.DataFrame:
-    """The CSV file as a table; UserError in one line where it is missing, empty or no CSV."""
-    if not Path(path).is_file():
-        raise UserError(f"--dataset_path is {path}, but there is no such file")
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled file as read. `table` holds every column as text; `rows` the complete rows alone: `id` (row of the
+    file, rising), `key` and `loose` (numbers of the normalised text, and of its letters and digits), `words`, `pattern`
+    (number of the label or label combination), `split` (0, 1, 2 in the order of SPLITS; training where the file has no
+    own) and, where asked for, `group`. `labels` [rows] or [rows, labels] goes with `rows`.
+    """
+
+    table: pa.Table
+    text: str
+    label_columns: tuple[str, ...]
+    task: Task
+    rows: pa.Table
+    labels: np.ndarray
+
+    def where(self, kept: np.ndarray) -> "Labelled":
+        """The same file with the rows of a mask alone."""
+        return dataclasses.replace(self, rows=self.rows.filter(kept), labels=self.labels[kept])
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of `rows` that holds whole numbers."""
+        return self.rows[name].to_numpy()
+
+    def texts(self, chosen: np.ndarray | None = None) -> pa.ChunkedArray:
+        """The texts of all rows, or of those that a mask chooses."""
+        ids = self.column("id") if chosen is None else self.column("id")[chosen]
+        whole = self.table[self.text]
+        return whole if len(ids) == len(whole) else whole.filter(mask_of(ids, len(whole)))
+
+
+def mask_of(places: np.ndarray, length: int) -> np.ndarray:
+    """A mask [length] that is true at `places`."""
+    mask = np.zeros(length, dtype=bool)
+    mask[places] = True
+    return mask
+
+
+def by_chunk(function: Callable[[pa.Array], pa.Array], column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The function of every chunk, on all cores: Arrow's own functions of texts use one."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return pa.chunked_array(list(pool.map(function, column.chunks or [column.combine_chunks()])))
+
+
+def replace(texts: pa.Array, found: str, pattern: str, by: str) -> pa.Array:
+    """`pattern` replaced in the texts in which `found` occurs; looking is much cheaper than replacing."""
+    mask = pc.match_substring_regex(texts, found)
+    if not pc.any(mask).as_py():
+        return texts
+    return pc.replace_with_mask(texts, mask, pc.replace_substring_regex(texts.filter(mask), pattern, by))
+
+
+def text_key(texts: pa.Array) -> pa.Array:
+    """The keys by which texts are the same: format characters (zero-width, direction marks) dropped, NFC, white
+    space folded."""
+    return pc.utf8_trim(replace(nfc(replace(texts, r"\p{Cf}", r"\p{Cf}+", "")), ODD_BLANKS, BLANKS, " "), " ")
+
+
+def nfc(texts: pa.Array) -> pa.Array:
+    """The texts in Unicode's normal form C, which ASCII is already."""
+    mask = pc.invert(pc.string_is_ascii(texts))
+    return pc.replace_with_mask(texts, mask, pc.utf8_normalize(texts.filter(mask), "NFC"))
+
+
+def loose_key(keys: pa.Array) -> pa.Array:
+    """What is left of keys when only letters, marks and digits count, in lower case."""
+    bare = replace(pc.utf8_lower(keys), r"[^\p{L}\p{M}\p{N} ]", r"[^\p{L}\p{M}\p{N} ]+", "")
+    return pc.utf8_trim(replace(bare, "  ", " +", " "), " ")
+
+
+def numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """(number of each row's value, -1 for null; the distinct values)."""
+    encoded = pc.dictionary_encode(column.combine_chunks())
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary
+
+
+def values_of(column: pa.ChunkedArray) -> list[str]:
+    """The distinct values of a column, without null."""
+    return pc.unique(column.drop_null()).to_pylist()
+
+
+def is_number(value: str) -> bool:
+    """Whether a cell reads as a number."""
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", dtype_backend="numpy_nullable")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"--dataset_path is {path}, but it cannot be read as UTF-8 CSV: {error}") from error
-    if table.empty:
-        raise UserError(f"--dataset_path is {path}, but it holds no rows")
-    return table
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
-def is_text(column: pd.Series) -> bool:
-    """Whether a column holds strings most of which differ."""
-    return pd.api.types.is_string_dtype(column) and column.nunique() > 0.5 * column.notna().sum()
+def is_text(column: pa.ChunkedArray) -> bool:
+    """Whether most values of a column differ and most are no numbers."""
+    present = column.drop_null()
+    if not pc.count_distinct(present).as_py() > 0.5 * len(present):
+        return False
+    sample = present[:1000].to_pylist()
+    return sum(map(is_number, sample)) < 0.5 * len(sample)
 
 
-def is_label(column: pd.Series) -> bool:
+def is_label(column: pa.ChunkedArray) -> bool:
     """Whether a column holds a few repeated values."""
-    return 2 <= column.nunique() <= min(MOST_CLASSES, 0.5 * column.notna().sum())
+    present = column.drop_null()
+    if pc.count_distinct(present[:10_000]).as_py() > MOST_CLASSES:
+        return False
+    return 2 <= pc.count_distinct(present).as_py() <= min(MOST_CLASSES, 0.5 * len(present))
 
 
-def is_flag(column: pd.Series) -> bool:
-    """Whether a column holds 0 and 1 alone (or empties)."""
-    return pd.api.types.is_numeric_dtype(column) and set(column.dropna().unique()) <= {0, 1}
+def is_flag(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds 0 and 1 (or false and true) alone."""
+    return all(value.strip().lower() in FLAGS for value in values_of(column))
 
 
-def has_splits(table: pd.DataFrame) -> bool:
+def has_splits(table: pa.Table) -> bool:
     """Whether the file carries its own split: a column `split` of train / validation / test."""
-    return "split" in table and set(table["split"].dropna().str.lower()) <= set(SPLIT_NAMES)
+    return "split" in table.column_names and {value.lower() for value in values_of(table["split"])} <= set(SPLIT_NAMES)
 
 
-def find_text_column(table: pd.DataFrame, asked: str | None) -> str:
+def known_column(table: pa.Table, name: str, flag: str) -> str:
+    """`name`, refused where the file has no such column."""
+    if name not in table.column_names:
+        raise UserError(f"{flag} is {name}, but the file has the columns {', '.join(table.column_names)}")
+    return name
+
+
+def find_text_column(table: pa.Table, asked: str | None) -> str:
     """The column with the texts, asked for or the only candidate."""
     if asked is not None:
         return known_column(table, asked, "--text_column")
-    candidates = [name for name in table if is_text(table[name])]
+    candidates = [name for name in table.column_names if is_text(table[name])]
     if len(candidates) != 1:
-        found = f"several candidates ({', '.join(candidates)})" if candidates else f"none among {', '.join(table)}"
+        columns = ", ".join(table.column_names)
+        found = f"several candidates ({', '.join(candidates)})" if candidates else f"none among {columns}"
         raise UserError(f"--text_column is needed: the file has {found}")
     return candidates[0]
 
 
-def known_column(table: pd.DataFrame, name: str, flag: str) -> str:
-    """`name`, refused where the file has no such column."""
-    if name not in table:
-        raise UserError(f"{flag} is {name}, but the file has the columns {', '.join(table)}")
-    return name
-
-
-def find_label_columns(table: pd.DataFrame, asked: Sequence[str] | None, text: str) -> list[str]:
+def find_label_columns(table: pa.Table, asked: Sequence[str] | None, not_labels: set[str | None]) -> tuple[str, ...]:
     """One label column, or several 0/1 columns; asked for, or the only reading of the file."""
     if asked:
-        return [known_column(table, name, "--label_columns") for name in asked]
-    skipped = {text} | ({"split"} if has_splits(table) else set())
-    candidates = [name for name in table if name not in skipped and is_label(table[name])]
+        return tuple(known_column(table, name, "--label_columns") for name in asked)
+    skipped = not_labels | ({"split"} if has_splits(table) else set())
+    candidates = [name for name in table.column_names if name not in skipped and is_label(table[name])]
     if len(candidates) == 1 or (candidates and all(is_flag(table[name]) for name in candidates)):
-        return candidates
-    found = f"several candidates ({', '.join(candidates)})" if candidates else f"none among {', '.join(table)}"
+        return tuple(candidates)
+    found = f"several candidates ({', '.join(candidates)})" if candidates else f"none among " \
+        f"{', '.join(table.column_names)}"  # fmt: skip
     raise UserError(f"--label_columns is needed: the file has {found}")
 
 
-def label_text(value: object) -> str:
-    """A label value as its name: 1.0 and 1 are both `1`."""
-    return str(int(value)) if isinstance(value, (int, float, np.number)) and float(value).is_integer() else str(value)
+def label_text(value: str) -> str | None:
+    """A label cell as its name: ` 1.0` and `1` are both `1`; nothing for an empty cell or `nan`."""
+    value = value.strip()
+    if value == "" or value.lower() == "nan":
+        return None
+    return str(int(float(value))) if is_number(value) and float(value).is_integer() else value
 
 
-def text_key(text: str) -> str:
-    """The key by which texts are the same: NFC, white space folded."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def read_classes(column: pa.ChunkedArray, name: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the classes, numbers in their order, and each row's class id (-1 where it has none)."""
+    numbers, values = numbered(column)
+    names = [label_text(value) for value in values.to_pylist()]
+    classes = sorted({name for name in names if name is not None})
+    if all(map(is_number, classes)):
+        classes.sort(key=float)
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise UserError(f"--label_columns is {name} with {len(classes)} values, but needs 2 to {MOST_CLASSES}")
+    ids = np.array([classes.index(name) if name is not None else -1 for name in names] + [-1])
+    return tuple(classes), ids[numbers]
 
 
-def labelled_rows(path: str, table: pd.DataFrame, text: str, labels: list[str]) -> pd.DataFrame:
-    """Rows that have a text and every label: `id` (row of the file), `text`, `key`, `split`, `label:<name>`."""
-    rows = pd.DataFrame({"id": np.arange(len(table)), "text": table[text].astype("string")})
-    rows = rows.join(table[labels].rename(columns={name: f"label:{name}" for name in labels}))
-    rows["split"] = table["split"].str.lower().map(SPLIT_NAMES) if has_splits(table) else None
-    blank = rows["text"].fillna("").str.strip() == ""
-    missing = blank | table[labels].isna().any(axis=1)
+def read_flags(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Each row's 0 or 1, -1 where it has none."""
+    numbers, distinct = numbered(column)
+    values = distinct.to_pylist()
+    known = [FLAGS.get(value.strip().lower()) if label_text(value) is not None else -1 for value in values]
+    if None in known:
+        raise UserError(f"--label_columns names {name}, which holds {values[known.index(None)]!r}, but several label "
+                        "columns must hold 0 and 1 alone")  # fmt: skip
+    return np.array([*known, -1])[numbers]
+
+
+def read_task(table: pa.Table, names: tuple[str, ...]) -> tuple[Task, np.ndarray]:
+    """The task, and each row's label: a class id [rows], or 0/1 [rows, labels]; -1 where it is missing."""
+    if len(names) > 1:
+        return Task(names, True), np.stack([read_flags(table[name], name) for name in names], axis=1)
+    classes, ids = read_classes(table[names[0]], names[0])
+    return Task(classes, False), ids
+
+
+def patterns(labels: np.ndarray) -> np.ndarray:
+    """The number [rows] of each row's label, or of its combination of labels."""
+    return labels if labels.ndim == 1 else labels @ (1 << np.arange(labels.shape[1]))
+
+
+def read_files(options: DataOptions) -> pa.Table:
+    """The files of a run, one under the other; those of --validation_path and --test_path bring a column `split`."""
+    table = read_table(options.dataset_path, "--dataset_path")
+    given = {"validation": options.validation_path, "test": options.test_path}
+    if not any(given.values()):
+        return table
+    if has_splits(table):
+        raise UserError(f"--dataset_path is {options.dataset_path} with its own column split, so that neither "
+                        "--validation_path nor --test_path can be given")  # fmt: skip
+    parts = [table.append_column("split", pa.nulls(len(table), pa.large_string()))]
+    for name, path in given.items():
+        if path:
+            part = read_table(path, f"--{name}_path")
+            if missing := set(table.column_names) - set(part.column_names):
+                raise UserError(f"--{name}_path is {path}, but it lacks the columns {', '.join(sorted(missing))}")
+            part = part.select(table.column_names)
+            parts.append(part.append_column("split", pa.repeat(pa.scalar(name, pa.large_string()), len(part))))
+    return pa.concat_tables(parts)
+
+
+def own_split(table: pa.Table) -> np.ndarray:
+    """Each row's place in SPLITS as the file has it, else that of training."""
+    if not has_splits(table):
+        return np.zeros(len(table), dtype=int)
+    numbers, values = numbered(table["split"])
+    return np.array([*(SPLITS.index(SPLIT_NAMES[value.lower()]) for value in values.to_pylist()), 0])[numbers]
+
+
+def complete_rows(table: pa.Table, text: str, group: str | None, labels: np.ndarray, path: str) -> tuple:
+    """(rows that have a text and every label, as `Labelled.rows`; mask of them)."""
+    keys = by_chunk(lambda chunk: text_key(chunk.fill_null("")), table[text])
+    missing = pc.equal(keys, "").to_numpy() | (labels.reshape(len(table), -1) < 0).any(axis=1)
     if missing.mean() > 0.5:
-        raise UserError(f"--dataset_path is {path}, but {missing.sum()} of {len(rows)} rows lack a text or a label")
+        raise UserError(f"--dataset_path is {path}, but {missing.sum()} of {len(table)} rows lack a text or a label")
     if missing.any():
-        log.warning("%d rows without text or label are dropped, first row %d", missing.sum(), missing.idxmax() + 2)
-    rows = rows[~missing].reset_index(drop=True)
-    rows["key"] = [text_key(value) for value in rows["text"]]
-    return rows
+        log.warning("%d rows without text or label are dropped, first row %d", missing.sum(), missing.argmax() + 2)
+    columns = {"id": np.arange(len(table)), "key": numbered(keys)[0], "loose": numbered(by_chunk(loose_key, keys))[0],
+               "words": pc.add(by_chunk(lambda chunk: pc.count_substring(chunk, " "), keys), 1),
+               "pattern": patterns(labels), "split": own_split(table)}  # fmt: skip
+    if group:
+        columns["group"] = pc.fill_null(pc.utf8_trim_whitespace(table[group]), "")
+    return pa.table(columns).filter(~missing), ~missing
 
 
-def read_task(rows: pd.DataFrame, labels: list[str]) -> tuple[Task, pd.Series]:
-    """The task, and each row's label: a class id, or a list of 0.0/1.0, one per label."""
-    columns = rows[[f"label:{name}" for name in labels]]
-    if len(labels) > 1:
-        for name in labels:
-            if not is_flag(rows[f"label:{name}"]):
-                raise UserError(f"--label_columns names {name}, but several label columns must hold 0 and 1 alone")
-        return Task(tuple(labels), True), pd.Series(columns.to_numpy(float).tolist(), index=rows.index)
-    values = columns.iloc[:, 0]
-    names = [label_text(value) for value in sorted(values.unique())]
-    if not 2 <= len(names) <= MOST_CLASSES:
-        raise UserError(f"--label_columns is {labels[0]} with {len(names)} values, but needs 2 to {MOST_CLASSES}")
-    return Task(tuple(names), False), values.map(label_text).map({name: i for i, name in enumerate(names)}).astype(int)
+def read_labelled(options: DataOptions) -> Labelled:
+    """Read the files and find their columns; UserError in one line where that is in doubt."""
+    table = read_files(options)
+    group = options.group_column and known_column(table, options.group_column, "--group_column")
+    text = find_text_column(table, options.text_column)
+    names = find_label_columns(table, options.label_columns, {text, group})
+    task, labels = read_task(table, names)
+    rows, complete = complete_rows(table, text, group, labels, options.dataset_path)
+    return Labelled(table, text, names, task, rows, labels[complete])
 
 
-def drop_contradictions(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose text carries one label only."""
-    variants = rows["label"].astype(str).groupby(rows["key"]).transform("nunique")
-    if (variants > 1).any():
-        log.warning("%d rows are dropped: %d texts carry contradicting labels", (variants > 1).sum(),
-                    rows.loc[variants > 1, "key"].nunique())  # fmt: skip
-    return rows[variants == 1]
+def greatest(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Each row's greatest value [rows] among the rows with its key."""
+    found = np.full(keys.max() + 1, values.min())
+    np.maximum.at(found, keys, values)
+    return found[keys]
 
 
-def hold_out(texts: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(rest, held out): `fraction` of distinct texts, stratified by label; rare label combinations together."""
-    strata = texts["label"].astype(str)
-    strata = strata.where(strata.map(strata.value_counts()) >= 10, "rare") if texts["label"].dtype == object else strata
-    if strata.value_counts().min() < 2:
-        strata = strata.replace("rare", strata.mode()[0])
-    try:
-        return train_test_split(texts, test_size=fraction, random_state=seed, stratify=strata)
-    except ValueError as error:
-        rarest = strata.value_counts()
-        raise UserError(f"--label_columns: label {rarest.index[-1]} has {rarest.iloc[-1]} texts, too few to hold out "
-                        f"{fraction:.0%} of {len(texts)}") from error  # fmt: skip
+def contradicting(labelled: Labelled) -> np.ndarray:
+    """Mask of the rows whose text carries another label elsewhere."""
+    pattern, keys = labelled.column("pattern"), labelled.column("key")
+    return greatest(pattern, keys) > -greatest(-pattern, keys)
 
 
-def assign_splits(rows: pd.DataFrame, options: DataOptions) -> pd.Series:
-    """`train`, `validation` or `test` for each row: the file's own where given, the rest drawn by distinct text."""
-    texts = rows.drop_duplicates("key")[["key", "label", "split"]]
-    test, validation = texts[texts["split"] == "test"], texts[texts["split"] == "validation"]
-    rest = texts[~texts["split"].isin(["test", "validation"])]
-    of_rest = options.validation_fraction
-    if test.empty:
-        rest, test = hold_out(rest, options.test_fraction, options.seed)
-        of_rest = options.validation_fraction / (1 - options.test_fraction)
-    if validation.empty:
-        rest, validation = hold_out(rest, of_rest, options.seed)
-    split_of = dict.fromkeys(validation["key"], "validation") | dict.fromkeys(test["key"], "test")
-    return rows["key"].map(split_of).fillna("train")
+def leaking(labelled: Labelled) -> np.ndarray:
+    """Mask of the rows whose text the file's own split also holds out: test goes before validation before training."""
+    own = labelled.column("split")
+    return own < greatest(own, labelled.column("key"))
 
 
-def drop_leaks(rows: pd.DataFrame) -> pd.DataFrame:
-    """Where the file's own split repeats a text, keep it in test before validation before training."""
-    rank = rows["split"].map({"test": 0, "validation": 1}).fillna(2)
-    leaked = rank > rank.groupby(rows["key"]).transform("min")
-    if leaked.any():
-        log.warning("%d rows are dropped: their text is also in a held-out split of the file", leaked.sum())
-    return rows[~leaked]
+def usable(labelled: Labelled) -> Labelled:
+    """The rows to learn from and measure on: no text with two labels, none that leaks over the file's own split."""
+    leaks = leaking(labelled)
+    if leaks.any():
+        log.warning("%d rows are dropped: their text is also in a held-out split of the file", leaks.sum())
+    labelled = labelled.where(~leaks)
+    against = contradicting(labelled)
+    if against.any():
+        texts = len(np.unique(labelled.column("key")[against]))
+        log.warning("%d rows are dropped: %d texts carry contradicting labels", against.sum(), texts)
+    return labelled.where(~against)
+
+
+def group_numbers(rows: pa.Table) -> np.ndarray:
+    """The number of each row's group, 0 for all where no group is asked for."""
+    return numbered(rows["group"])[0] if "group" in rows.column_names else np.zeros(len(rows), dtype=int)
+
+
+def strata(labelled: Labelled) -> np.ndarray:
+    """What a split spreads evenly: [rows] class with group, or [rows, labels and groups] of 0/1 in multi-label."""
+    groups = group_numbers(labelled.rows)
+    if labelled.task.multi_label:
+        return np.hstack([labelled.labels, np.eye(groups.max() + 1, dtype=int)[groups]])
+    fine = labelled.labels * (groups.max() + 1) + groups
+    rare = np.bincount(fine)[fine] < SMALLEST_STRATUM
+    return np.where(rare, -1 - labelled.labels, fine)
+
+
+def too_few(labelled: Labelled, what: str) -> UserError:
+    """The refusal of a split for which the rarest class has too few texts."""
+    counts = np.bincount(labelled.labels, minlength=len(labelled.task.labels))
+    rarest = counts.argmin()
+    name = labelled.task.labels[rarest]
+    return UserError(f"--label_columns: label {name} has {counts[rarest]} texts, too few {what}")
+
+
+def hold_out(texts: Labelled, fraction: float, seed: int) -> np.ndarray:
+    """Mask of `fraction` of distinct texts, stratified."""
+    even, everything = strata(texts), np.arange(len(texts.rows))
+    if texts.task.multi_label:
+        splitter = MultilabelStratifiedShuffleSplit(1, test_size=fraction, random_state=seed)
+        held = next(splitter.split(everything, even))[1]
+    else:
+        _, least = np.unique(even, return_counts=True)
+        if least.min() < 2:  # a class so rare that some of it stands alone: stratify by class
+            even = texts.labels
+        try:
+            held = train_test_split(everything, test_size=fraction, random_state=seed, stratify=even)[1]
+        except ValueError as error:
+            raise too_few(texts, f"to hold out {fraction:.0%} of {len(texts.rows)}") from error
+    return mask_of(held, len(everything))
+
+
+def fold_of(texts: Labelled, fold: int, options: DataOptions) -> np.ndarray:
+    """Mask of the distinct texts that are the test split of fold 0, 1, ..."""
+    kind = MultilabelStratifiedKFold if texts.task.multi_label else StratifiedKFold
+    if not texts.task.multi_label and np.bincount(texts.labels).min() < options.num_folds:
+        raise too_few(texts, f"for --num_folds {options.num_folds}")
+    splitter = kind(options.num_folds, shuffle=True, random_state=options.seed)
+    folds = list(splitter.split(np.zeros(len(texts.rows)), strata(texts)))
+    return mask_of(folds[fold][1], len(texts.rows))
+
+
+def assign_splits(labelled: Labelled, options: DataOptions, fold: int | None) -> np.ndarray:
+    """0 (train), 1 (validation) or 2 (test) for each row: the file's own where given, the rest drawn by text."""
+    keys, own = labelled.column("key"), labelled.column("split")
+    split_of = np.zeros(keys.max() + 1, dtype=int)  # by key
+    split_of[keys] = own
+    first = np.zeros(keys.max() + 1, dtype=int)
+    first[keys[::-1]] = np.arange(len(keys))[::-1]
+    one_each = mask_of(first[keys], len(keys))
+    share = options.validation_fraction
+    if not (own == 2).any():
+        rest = labelled.where(one_each & (own == 0))
+        held = hold_out(rest, options.test_fraction, options.seed) if fold is None else fold_of(rest, fold, options)
+        split_of[rest.column("key")[held]] = 2
+        share /= 1 - (options.test_fraction if fold is None else 1 / options.num_folds)
+    if not (own == 1).any():
+        rest = labelled.where(one_each & (split_of[keys] == 0))
+        split_of[rest.column("key")[hold_out(rest, share, options.seed)]] = 1
+    return split_of[keys]
+
+
+def label_values(labelled: Labelled) -> pa.Array:
+    """The labels as models take them: class ids, or lists of 0.0/1.0."""
+    if not labelled.task.multi_label:
+        return pa.array(labelled.labels, pa.int64())
+    values = pa.array(labelled.labels.astype(float).ravel())
+    return pa.FixedSizeListArray.from_arrays(values, labelled.labels.shape[1]).cast(pa.list_(pa.float64()))
+
+
+def one_split(labelled: Labelled, chosen: np.ndarray) -> Dataset:
+    """The rows of a mask as models take them."""
+    part = labelled.where(chosen)
+    columns = {"id": part.rows["id"], "text": labelled.texts(chosen).combine_chunks(), "label": label_values(part)}
+    groups = {"group": part.rows["group"]} if "group" in part.rows.column_names else {}
+    return Dataset(pa.table(columns | groups).combine_chunks())
+
+
+def split_rows(labelled: Labelled, options: DataOptions, fold: int | None = None) -> DatasetDict:
+    """`train`, `validation`, `test` of usable rows, each with id, text, label (and group); of one fold where given."""
+    chosen = assign_splits(labelled, options, fold)
+    parts = (one_split(labelled, chosen == number) for number in range(len(SPLITS)))
+    splits = DatasetDict(zip(SPLITS, parts, strict=True))
+    if options.data_fraction < 1:
+        count = round(options.data_fraction * len(splits["train"]))
+        drawn = np.random.default_rng(options.seed).choice(len(splits["train"]), count, replace=False)
+        splits["train"] = splits["train"].select(np.sort(drawn)).flatten_indices()
+    check_splits(splits, labelled.task)
+    return splits
 
 
 def load_splits(options: DataOptions) -> tuple[DatasetDict, Task, dict]:
-    """The file as `train`, `validation`, `test`, each with columns id, text, label; the task it states; and the
-    `text_column` and `label_columns` that were read."""
-    table = read_table(options.dataset_path)
-    text = find_text_column(table, options.text_column)
-    labels = find_label_columns(table, options.label_columns, text)
-    rows = labelled_rows(options.dataset_path, table, text, labels)
-    task, rows["label"] = read_task(rows, labels)
-    rows = drop_contradictions(drop_leaks(rows))
-    rows["split"] = assign_splits(rows, options)
-    parts = {name: rows.loc[rows["split"] == name, ["id", "text", "label"]] for name in ("train", "validation", "test")}
-    if options.data_fraction < 1:
-        parts["train"] = parts["train"].sample(frac=options.data_fraction, random_state=options.seed).sort_index()
-    splits = DatasetDict({name: Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()})
-    check_splits(splits, task)
-    log.info("%s: text %r, %s %s; %s", options.dataset_path, text, "labels" if task.multi_label else "classes",
-             "/".join(task.labels), ", ".join(f"{len(part)} {name}" for name, part in splits.items()))  # fmt: skip
-    return splits, task, {"text_column": text, "label_columns": tuple(labels)}
+    """The file as `train`, `validation`, `test`; the task it states; and the columns that were read."""
+    labelled = read_labelled(options)
+    splits = split_rows(usable(labelled), options)
+    return splits, labelled.task, {"text_column": labelled.text, "label_columns": labelled.label_columns}
 
 
 def check_splits(splits: DatasetDict, task: Task) -> None:

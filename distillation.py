@@ -14,7 +14,7 @@ from transformers import set_seed
 from compression_config import ComputeOptions, DistillOptions
 from encoders import Task, start_student
 from inference import load, predict_logits
-from losses import distillation_loss
+from losses import distillation_loss, hard_label_loss
 from training import hard_weights, save_model, train_
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,13 @@ def with_teacher_logits(splits: DatasetDict, outputs: dict[int, np.ndarray]) -> 
 
 
 def distill(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: DistillOptions) -> Path:
-    """Train what `--student_path` names on the `teacher_logits` and labels of the training rows."""
+    """Train what `--student_path` names on the `teacher_logits` and labels of the training rows; on labels alone
+    where `kd_alpha` is 0."""
     set_seed(options.seed)
     student, tokenizer = start_student(
         options.student_path, model_in, task, splits["train"][:]["text"], options.max_length)  # fmt: skip
-    loss = partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature,
-                   weights=hard_weights(splits, task, options))  # fmt: skip
+    weights = hard_weights(splits, task, options)
+    soft = partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature, weights=weights)
+    loss = soft if options.kd_alpha else lambda logits, labels, _: hard_label_loss(logits, labels, weights)
     train_(student, tokenizer, splits, out_dir, options, epochs=options.epochs, lr=options.lr, loss=loss)
     return save_model(student, tokenizer, out_dir)

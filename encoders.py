@@ -237,12 +237,22 @@ def pretrained_model(
         model = AutoModelForSequenceClassification.from_pretrained(
             spec, dtype="float32", use_safetensors=True, ignore_mismatched_sizes=True,
             local_files_only=only_local(spec), **task.config())  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True, local_files_only=only_local(spec))
     except OSError as error:
         raise UserError(f"{flag} is {spec}, but it cannot be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer = start_tokenizer(spec, flag, [], max_length)
     tokenizer.model_max_length = max_length
     tokenizer.init_kwargs.pop("local_files_only", None)  # else saved, and the bytes would depend on the network
     return model, tokenizer
+
+
+def start_tokenizer(spec: str, flag: str, texts: list[str], max_length: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub name or directory, or a fresh one learnt from `texts`."""
+    if is_fresh(spec):
+        return train_wordpiece(texts, max_length)
+    try:
+        return AutoTokenizer.from_pretrained(spec, use_fast=True, local_files_only=only_local(spec))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} is {spec}, but it has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
 def start_teacher(

@@ -3,6 +3,7 @@
 Also the linear reference: TF-IDF and logistic regression on the same split, which a transformer must beat.
 """
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,13 +15,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    multilabel_confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from compression_config import ComputeOptions, SeedOptions
 from console import start_worker
 from data import label_array
 from encoders import Task
 from inference import count_weights, load, predict_logits, serving_files
+from uncertainty import bootstrap, brier, expected_calibration_error, mcnemar, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -52,23 +62,70 @@ def macro_f1(labels: np.ndarray, decisions: np.ndarray) -> float:
 
 def agreement(decisions: np.ndarray, teacher_decisions: np.ndarray) -> float:
     """Share of rows on which all decisions are the teacher's."""
-    same = decisions == teacher_decisions
-    return float((same.all(axis=1) if same.ndim == 2 else same).mean())
+    return float(all_right(teacher_decisions, decisions).mean())
 
 
-def quality(logits: np.ndarray, labels: np.ndarray, task: Task) -> dict[str, float]:
-    """Accuracy, macro-F1, ROC-AUC, and F1, precision and recall: of the positive class where there are two,
-    else of each label as `f1.<label>`. Accuracy of multi-label rows counts rows with every label right."""
+def quality(logits: np.ndarray, labels: np.ndarray, task: Task) -> dict[str, Any]:
+    """Accuracy, macro-F1, ROC-AUC, Matthews correlation, calibration, confusion, labels never predicted; and F1,
+    precision and recall of each class or label, `f1.<label>`, without suffix of the second of two classes. Accuracy
+    of multi-label rows counts rows with every label right; their Matthews correlation is the mean over labels."""
     decisions, scores = decide(logits, task.multi_label), probabilities(logits, task.multi_label)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, decisions, labels=range(len(task.labels)), average=None, zero_division=0)  # fmt: skip
     binary = len(task.labels) == 2 and not task.multi_label
-    roc_auc = roc_auc_score(labels, scores[:, 1] if binary else scores, average="macro", multi_class="ovr")
-    found = {"accuracy": accuracy_score(labels, decisions), "macro_f1": macro_f1(labels, decisions), "roc_auc": roc_auc}
-    for i, label in enumerate(task.labels):
-        suffix = "" if binary else f".{label}"
-        if i or not binary:
-            found |= {f"f1{suffix}": f1[i], f"precision{suffix}": precision[i], f"recall{suffix}": recall[i]}
+    columns = zip(labels.T, decisions.T, strict=True) if task.multi_label else [(labels, decisions)]
+    found = {
+        "accuracy": accuracy_score(labels, decisions), "macro_f1": macro_f1(labels, decisions),
+        "roc_auc": roc_auc_score(labels, scores[:, 1] if binary else scores, average="macro", multi_class="ovr"),
+        "mcc": np.mean([matthews_corrcoef(*pair) for pair in columns]),
+        "ece": expected_calibration_error(scores, labels, task.multi_label),
+        "brier": brier(scores, labels, task.multi_label),
+    }  # fmt: skip
+    per_label = precision_recall_fscore_support(
+        labels, decisions, labels=range(len(task.labels)), average=None, zero_division=0)  # fmt: skip
+    for name, values in zip(("precision", "recall", "f1"), per_label[:3], strict=True):
+        found |= {name: values[1]} if binary else {}
+        found |= {f"{name}.{label}": value for label, value in zip(task.labels, values, strict=True)}
+    found = {name: float(value) for name, value in found.items()} | {"confusion": confusion(labels, decisions, task)}
+    missed = never_predicted(decisions, task)
+    return found | ({"never_predicted": missed} if missed else {})
+
+
+def confusion(labels: np.ndarray, decisions: np.ndarray, task: Task) -> list:
+    """Counts [true class, decided class]; in multi-label [label, truth, decision] of 0/1."""
+    if task.multi_label:
+        return multilabel_confusion_matrix(labels, decisions).tolist()
+    return confusion_matrix(labels, decisions, labels=range(len(task.labels))).tolist()
+
+
+def never_predicted(decisions: np.ndarray, task: Task) -> str:
+    """Names of the labels that no row is given."""
+    given = decisions.sum(axis=0) if task.multi_label else np.bincount(decisions, minlength=len(task.labels))
+    return ", ".join(label for label, number in zip(task.labels, given, strict=True) if not number)
+
+
+def intervals(labels: np.ndarray, decisions: np.ndarray, reference: np.ndarray, task: Task, seed: int) -> dict:
+    """95 % bootstrap intervals; and the difference from the teacher's (`reference`) decisions, tested in pairs."""
+    count = len(task.labels)
+    right, reference_right = (all_right(labels, decided) for decided in (decisions, reference))
+    return {**bootstrap(labels, decisions, count, seed), **paired_bootstrap(labels, decisions, reference, count, seed),
+            "mcnemar_p": mcnemar(right, reference_right)}  # fmt: skip
+
+
+def all_right(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
+    """Mask of the rows on which every decision is right."""
+    same = labels == decisions
+    return same.all(axis=1) if same.ndim == 2 else same
+
+
+def slices(test: pd.DataFrame, labels: np.ndarray, decisions: np.ndarray) -> dict[str, float]:
+    """Rows, macro-F1 and accuracy of each value of `group` and `rows`, such as `macro_f1[group=female]`; labels that
+    neither occur nor are decided in a slice are left out of its mean."""
+    found = {}
+    for column in ("group", "rows"):
+        for value, rows in test.groupby(column).indices.items() if column in test else ():
+            name = f"[{column}={value}]"
+            found |= {f"rows{name}": len(rows), f"accuracy{name}": accuracy_score(labels[rows], decisions[rows]),
+                      f"macro_f1{name}": f1_score(labels[rows], decisions[rows], average="macro",
+                                                  zero_division=np.nan)}  # fmt: skip
     return {name: float(value) for name, value in found.items()}
 
 
@@ -92,6 +149,13 @@ def size_on_disk(form: Form) -> dict[str, Any]:
     return {"bytes": total, "size_mb": total / 1e6, "files": names}
 
 
+def thresholds(form: Form) -> dict[str, str]:
+    """The decision thresholds that were folded into the form's head, as `label: value`; nothing where none were."""
+    config = form.path / "config.json"
+    tuned = json.loads(config.read_text(encoding="utf-8")).get("decision_thresholds", {}) if config.is_file() else {}
+    return {"thresholds": ", ".join(f"{label}: {value:.4f}" for label, value in tuned.items())} if tuned else {}
+
+
 def evaluate(
     form: Form, test_path: Path, task: Task, options: ComputeOptions, teacher_path: Path, out_path: Path
 ) -> dict[str, Any]:
@@ -100,14 +164,15 @@ def evaluate(
     `teacher_path` holds the teacher's predictions, the reference of `agreement`.
     """
     test = pd.read_parquet(test_path)
-    labels = np.stack(test["label"]) if task.multi_label else test["label"].to_numpy()
+    labels = np.stack(test["label"]).astype(int) if task.multi_label else test["label"].to_numpy()
     engine = load(form.path, form.engine, options.max_length, device=options.device)
     logits = predict_logits(engine, test["text"].tolist(), options.batch, f"evaluate {form.name}")
     write_predictions(out_path, test["id"].tolist(), labels, logits, task.multi_label)
     counts = count_weights(form.path, form.engine)
-    row = quality(logits, labels, task)
-    row["agreement"] = agreement(decide(logits, task.multi_label), decide(read_logits(teacher_path), task.multi_label))
-    return row | size_on_disk(form) | {
+    decisions, teachers = (decide(one, task.multi_label) for one in (logits, read_logits(teacher_path)))
+    row = quality(logits, labels, task) | {"agreement": agreement(decisions, teachers)}
+    row |= intervals(labels, decisions, teachers, task, options.seed) | slices(test, labels, decisions)
+    return row | thresholds(form) | size_on_disk(form) | {
         "parameters": counts.parameters, "nonzeros": counts.nonzeros, "sparsity": counts.sparsity}  # fmt: skip
 
 

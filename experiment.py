@@ -1,51 +1,33 @@
-"""One run: its folders, the stages it makes or remembers, and the rows it reports.
+"""One run: what it reads, what it refuses, its folders, its repeats, and the results it ships."""
 
-Rows are complete in two steps: quality and bytes after each stage, from a process that did not make the model;
-times from one interleaved benchmark at the end.
-"""
-
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 
-import benchmark
 import report
 from artifacts import (
-    adopt,
     digest,
     drop_partial,
-    find_finished,
     link_tree,
-    measured,
-    partial_of,
-    read_record,
     rows_digest,
     sole_user,
     source_digest,
     versions,
     whole_or_absent,
     write_json,
-    write_record,
 )
+from audit import audit, audit_table, token_sample
+from benchmark import machine
 from compression_config import (
     PIPELINES,
-    ComputeOptions,
     DataOptions,
-    DistillOptions,
     Options,
     PlaceOptions,
-    PruneOptions,
-    QuantizeOptions,
-    SeedOptions,
-    TeacherOptions,
     UserError,
     as_record,
     narrow,
@@ -53,44 +35,18 @@ from compression_config import (
     read_config_file,
     write_config_file,
 )
-from data import load_splits
-from distillation import distill, teacher_outputs, with_teacher_logits
-from encoders import Task, check_start, is_fresh, layer_count, teacher_layer_ids
-from evaluation import Form, evaluate, fit_linear, fresh_process
-from export import write_onnx
-from pruning import prune
-from quantization import ENGINES, check_requirements, quantize
-from training import check_finished_teacher, resolve_device, resolve_precision, teacher
+from data import Labelled, read_labelled, split_rows, usable
+from encoders import check_start, is_fresh, layer_count, start_tokenizer, teacher_layer_ids
+from evaluation import fresh_process
+from quantization import check_requirements
+from stages import Chain
+from threshold import check_tunable
+from training import check_finished_teacher, resolve_device, resolve_precision
+from uncertainty import interval_of_mean
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Stage:
-    """How a stage is made, what it reads, the row it gives, and a version that grows when its code changes results."""
-
-    make: Callable[..., Path]  # (model in, splits, task, out_dir, options) -> directory out
-    options: type
-    row: str
-    version: int = 1
-    needs_teacher_outputs: bool = False
-
-
-STAGES = {
-    "teacher": Stage(teacher, TeacherOptions, "teacher"),
-    "distill": Stage(distill, DistillOptions, "student", needs_teacher_outputs=True),
-    "prune": Stage(prune, PruneOptions, "pruned", needs_teacher_outputs=True),
-    "quantize": Stage(quantize, QuantizeOptions, ""),
-    "linear": Stage(fit_linear, SeedOptions, "linear"),
-}
-EVALUATION = 1  # grows when the code of evaluation changes what it finds
-
-
-def forms_of(stage: str, quant_method: str) -> dict[str, str]:
-    """Row name -> engine, for every form that a stage writes."""
-    if stage == "quantize":
-        return {quant_method + ("-onnx" if engine == "onnx" else ""): engine for engine in ENGINES[quant_method]}
-    return {STAGES[stage].row: "linear" if stage == "linear" else "torch"}
+HEADLINE = ("macro_f1", "accuracy", "delta_macro_f1")  # metrics with an interval
 
 
 def reproducible(options: Options) -> dict[str, Any]:
@@ -124,8 +80,44 @@ def check_student(options: Options) -> None:
         teacher_layer_ids(options.student_path, layer_count(options.teacher_path, "--teacher_path"))
 
 
-def checked(options: Options) -> tuple[DatasetDict, Task, dict[str, Any]]:
-    """The splits, the task and the columns found; refuses, all at once, what would fail after hours of training."""
+def tokenizers(options: Options, labelled: Labelled) -> dict[str, Any]:
+    """The tokenizers that the run will use, as far as they exist before it; a fresh one is learnt from a sample."""
+    texts = token_sample(labelled)
+    found = {"teacher": start_tokenizer(options.teacher_path, "--teacher_path", texts, options.max_length)}
+    if "distill" in PIPELINES[options.pipeline] and not options.student_path.startswith("teacher:"):
+        found["student"] = start_tokenizer(options.student_path, "--student_path", texts, options.max_length)
+    return found
+
+
+def with_sides(splits: DatasetDict, drifts: list[dict[str, Any]]) -> DatasetDict:
+    """The splits, with a column `rows` in test that tells on which side of the widest drift a row stood."""
+    if not drifts:
+        return splits
+    last = drifts[0]["last_row"]
+    sides = [f"1-{last}" if row < last else f"{last + 1}-" for row in splits["test"]["id"]]
+    return DatasetDict(splits | {"test": splits["test"].add_column("rows", sides)})
+
+
+def mean_rows(rows: list[dict[str, Any]], test_share: float) -> list[dict[str, Any]]:
+    """One row a stage, `repeat` = mean: means of all figures; for the headline metrics also the standard deviation
+    (`_sd`) and, in place of the bootstrap's, the interval over repeats (`_low`, `_high`)."""
+    means = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        same = [row for row in rows if row["stage"] == stage]
+        mean = dict(same[0]) | {"repeat": "mean"}
+        for name, value in same[0].items():
+            numbers = [row.get(name) for row in same]
+            if isinstance(value, float) and None not in numbers:
+                mean[name] = sum(numbers) / len(numbers)
+        for name in HEADLINE:
+            found = interval_of_mean([row[name] for row in same], test_share)
+            mean |= dict(zip((name, f"{name}_sd", f"{name}_low", f"{name}_high"), found, strict=True))
+        means.append(mean)
+    return means
+
+
+def checked(options: Options) -> Labelled:
+    """The labelled file; refuses, all at once, what would fail after hours of training."""
     stages = PIPELINES[options.pipeline]
     checks = [lambda: check_start(options.teacher_path, "--teacher_path", options.max_length),
               lambda: resolve_precision(options.precision, resolve_device(options.device))]  # fmt: skip
@@ -133,13 +125,15 @@ def checked(options: Options) -> tuple[DatasetDict, Task, dict[str, Any]]:
         checks.append(lambda: check_student(options))
     if "quantize" in stages:
         checks.append(lambda: check_requirements(options.quant_method))
-    found: list[Any] = []
-    checks.append(lambda: found.extend(load_splits(narrow(options, DataOptions))))
+    found: list[Labelled] = []
+    checks.append(lambda: found.append(read_labelled(narrow(options, DataOptions))))
     collect_errors(*checks)
-    splits, task, columns = found
+    (labelled,) = found
     if options.teacher_epochs == 0:
-        check_finished_teacher(options.teacher_path, task)
-    return splits, task, columns
+        check_finished_teacher(options.teacher_path, labelled.task)
+    if options.tune_threshold:
+        check_tunable(labelled.task)
+    return labelled
 
 
 def resolve(options: Options, columns: dict[str, Any]) -> Options:
@@ -155,6 +149,14 @@ def resolve(options: Options, columns: dict[str, Any]) -> Options:
     )  # fmt: skip
 
 
+def repeats(options: Options) -> list[tuple[str, Options, int | None]]:
+    """(name, options, fold) of each repeat: the folds, the seeds, or the one run."""
+    if options.num_folds:
+        return [(f"fold {fold + 1}", options, fold) for fold in range(options.num_folds)]
+    seeds = [(f"seed {seed}", replace(options, seed=seed), None) for seed in options.seeds or ()]
+    return seeds or [("", options, None)]
+
+
 @contextmanager
 def open_experiment(options: Options) -> Iterator["Experiment"]:
     """Check everything, read the data, and give the experiment; its measuring process ends with the block."""
@@ -162,151 +164,76 @@ def open_experiment(options: Options) -> Iterator["Experiment"]:
         options = replace(options, student_path="teacher:2")
     elif "distill" not in PIPELINES[options.pipeline]:
         log.warning("--student_path %s is not used: %s has no distillation", options.student_path, options.pipeline)
-    splits, task, columns = checked(options)
-    experiment = Experiment(resolve(options, columns), splits, task)
-    with sole_user(experiment.directory), fresh_process() as experiment.elsewhere:
+    labelled = checked(options)
+    columns = {"text_column": labelled.text, "label_columns": labelled.label_columns}
+    experiment = Experiment(resolve(options, columns), labelled)
+    with sole_user(experiment.directory), fresh_process() as elsewhere:
+        for chain in experiment.chains:
+            chain.elsewhere = elsewhere
         experiment.open()
         yield experiment
-        drop_partial(experiment.directory)
+        for chain in experiment.chains:
+            drop_partial(chain.directory)
 
 
 class Experiment:
-    """The folders `models/<name>/` and `compressed_models/<name>/`, and what has been made in them so far."""
+    """The folders `models/<name>/` and `compressed_models/<name>/`, and a chain of stages for every repeat."""
 
-    elsewhere: Callable[..., Any]  # calls a function in the measuring process
-
-    def __init__(self, options: Options, splits: DatasetDict, task: Task):
-        self.splits, self.task = splits, task
-        self.data_digest = digest([rows_digest(splits["train"]), rows_digest(splits["validation"]), task.labels])
-        self.test_digest = rows_digest(splits["test"])
-        self.options = replace(options, experiment=options.experiment or self.default_name(options))
-        self.models = Path(options.output_dir) / "models"
-        self.directory = self.models / self.options.experiment
+    def __init__(self, options: Options, labelled: Labelled):
+        self.labelled, self.task = labelled, labelled.task
+        kept = usable(labelled)
+        parts = [(name, one, split_rows(kept, narrow(one, DataOptions), fold)) for name, one, fold in repeats(options)]
+        self.audit = audit(labelled, parts[0][2], tokenizers(options, labelled), options.max_length)
+        self.options = replace(options, experiment=options.experiment or self.default_name(options, parts))
+        models = Path(options.output_dir) / "models"
+        self.directory = models / self.options.experiment
         self.artifact = Path(options.output_dir) / "compressed_models" / self.options.experiment
-        self.forms: list[Form] = []
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.chains = [Chain(name, self.directory / name.replace(" ", "_"), models, one,
+                             with_sides(splits, self.audit["order_drift"]), self.task)
+                       for name, one, splits in parts]  # fmt: skip
 
-    def default_name(self, options: Options) -> str:
+    def default_name(self, options: Options, parts: list) -> str:
         """Pipeline, data set and six digits of what determines the run."""
-        run = [reproducible(options), self.data_digest, self.test_digest, source_digest(options.teacher_path)]
-        return f"{options.pipeline}_{Path(options.dataset_path).stem}_{digest(run)[:6]}"
+        rows = [rows_digest(split) for _, _, splits in parts for split in splits.values()]
+        run = [reproducible(options), rows, self.task.labels, source_digest(options.teacher_path)]
+        return f"{options.pipeline}_{Path(options.dataset_path).name.split('.')[0]}_{digest(run)[:6]}"
 
     def open(self) -> None:
-        """Keep the options and the rows of every split; refuse a folder that holds other options."""
+        """Keep the options, the audit and the rows of every split; refuse a folder that holds other options."""
         kept, ours = self.directory / "config.yaml", reproducible(self.options)
         differing = differences(read_config_file(kept), ours) if kept.is_file() else ""
         if differing and not self.options.overwrite:
             raise UserError(f"--experiment {self.options.experiment} holds a run with other options ({differing}); "
                             "give another name, or --overwrite")  # fmt: skip
         write_config_file(kept, ours)
-        (self.directory / "splits").mkdir(exist_ok=True)
-        for name, split in self.splits.items():
-            split.to_parquet(self.directory / "splits" / f"{name}.parquet")
-
-    @cached_property
-    def soft_splits(self) -> DatasetDict:
-        """The splits with the teacher's logits; the teacher runs once, when the first stage needs them."""
-        outputs = teacher_outputs(self.directory / "teacher", self.splits, narrow(self.options, ComputeOptions))
-        return with_teacher_logits(self.splits, outputs)
-
-    def fingerprint(self, name: str, model_in: Path | str) -> str:
-        """What determines the stage's result: its options, its code's version, what it starts from, its rows."""
-        stage = STAGES[name]
-        sources = [read_record(model_in)["fingerprint"] if isinstance(model_in, Path) else source_digest(model_in)]
-        if name == "distill":
-            sources.append(source_digest(self.options.student_path))
-        return digest([name, stage.version, as_record(narrow(self.options, stage.options)), sources, self.data_digest])
-
-    def stage(self, name: str, model_in: Path | str) -> Path:
-        """The directory that the stage makes of `model_in`, or the remembered one; its rows are added."""
-        target, fingerprint = self.directory / name, self.fingerprint(name, model_in)
-        adopt(target, fingerprint)
-        folders = [target, self.models, *([Path(self.options.reuse)] if self.options.reuse else [])]
-        found = find_finished(folders, fingerprint)
-        if found is None:
-            log.info("stage %s: from %s", name, model_in or "the training split")
-            self.make(name, model_in, target, fingerprint)
-        else:
-            log.info("stage %s: remembered from %s", name, found)
-            if found != target:
-                with whole_or_absent(target, fingerprint) as partial:
-                    link_tree(found, partial)
-        self.add_rows(name, target, remembered=found is not None)
-        return target
-
-    def make(self, name: str, model_in: Path | str, target: Path, fingerprint: str) -> None:
-        """Run the stage into `target`, whole or absent, with the record of how it was made."""
-        stage, options = STAGES[name], narrow(self.options, STAGES[name].options)
-        with whole_or_absent(target, fingerprint) as partial:
-            with measured() as cost:
-                splits = self.soft_splits if stage.needs_teacher_outputs else self.splits
-                stage.make(model_in, splits, self.task, partial, options)
-            write_record(partial, stage=name, fingerprint=fingerprint, parent=str(model_in),
-                         options=as_record(options), **cost)  # fmt: skip
-
-    def add_rows(self, name: str, directory: Path, remembered: bool) -> None:
-        """Evaluate every form that the stage wrote."""
-        record, parent = read_record(directory), self.parent_of(name)
-        for row_name, engine in forms_of(name, self.options.quant_method).items():
-            form = Form(row_name, directory, engine)
-            row = {"stage": row_name, "engine": engine, "parent": parent, **self.evaluated(form, record)}
-            row |= {"seconds": record["seconds"], "peak_memory_mb": record["peak_memory_mb"],
-                    "remembered": remembered, "directory": str(directory)}  # fmt: skip
-            log.info("%s: macro-F1 %.4f, %.2f MB", row_name, row["macro_f1"], row["size_mb"])
-            self.forms.append(form)
-            self.rows[row_name] = row
-
-    def parent_of(self, name: str) -> str:
-        """The row that a stage's rows are compared with: the last full-precision one before it."""
-        before = [row for row in self.rows if row != "linear"]
-        return before[-1] if before and name != "linear" else ""
-
-    def evaluated(self, form: Form, record: dict[str, Any]) -> dict[str, Any]:
-        """Quality and size of a form, measured in the other process unless an equal measurement is kept."""
-        predictions = self.directory / "predictions"
-        predictions.mkdir(exist_ok=True)
-        teacher_path, out_path = predictions / "teacher.parquet", predictions / f"{form.name}.parquet"
-        kept, compute = predictions / f"{form.name}.json", narrow(self.options, ComputeOptions)
-        teacher = read_record(self.directory / "teacher")["fingerprint"]
-        key = digest([record["fingerprint"], teacher, self.test_digest, form.engine, as_record(compute), EVALUATION])
-        if kept.is_file() and out_path.is_file() and (row := json.loads(kept.read_text()))["key"] == key:
-            return row["metrics"]
-        test = self.directory / "splits" / "test.parquet"
-        metrics = self.elsewhere(evaluate, form, test, self.task, compute, teacher_path, out_path)
-        write_json(kept, {"key": key, "metrics": metrics})
-        return metrics
+        write_json(self.directory / "audit.json", self.audit)
+        for chain in self.chains:
+            chain.write_splits()
+        if not self.options.audit:
+            log.info("%s: text %r, %s %s\n%s", self.options.dataset_path, self.labelled.text,
+                     "labels" if self.task.multi_label else "classes", "/".join(self.task.labels),
+                     audit_table(self.audit))  # fmt: skip
 
     def results(self) -> list[dict[str, Any]]:
-        """All rows, the linear reference first, with ratios and times; says in words what must not be missed."""
-        self.add_times()
-        teacher_bytes = self.rows["teacher"]["bytes"]
-        ordered = [self.rows["linear"], *(row for name, row in self.rows.items() if name != "linear")]
-        rows = [row | {"compression_ratio": teacher_bytes / row["bytes"]} for row in ordered]
+        """All rows, the linear reference first, with ratios and times, and the mean of repeats; says in words what
+        must not be missed. Times are those of the first repeat: the others have the same shapes."""
+        self.chains[0].add_times()
+        rows = [row for chain in self.chains for row in chain.finished_rows()]
+        if len(self.chains) > 1:
+            splits = self.chains[0].splits
+            rows += mean_rows(rows, len(splits["test"]) / len(splits["train"]))
         for line in report.verdicts(rows):
             log.warning("note: %s", line)
         return rows
 
-    def add_times(self) -> None:
-        """Time every form in turn; the fp32 teacher is timed in each engine that a row uses, as its baseline."""
-        baselines, timed = {"torch": "teacher"}, list(self.forms)
-        copy = partial_of(self.directory / "teacher", "onnx")
-        if any(form.engine == "onnx" for form in self.forms):
-            shutil.rmtree(copy, ignore_errors=True)
-            link_tree(self.directory / "teacher", copy)
-            (copy / "onnx").mkdir()
-            write_onnx(copy, copy / "onnx" / "model.onnx")
-            baselines["onnx"] = "teacher in onnx"
-            timed.append(Form("teacher in onnx", copy, "onnx"))
-        times = self.elsewhere(benchmark.measure, timed, self.splits["test"][:]["text"],
-                               self.options.max_length, self.options.device, self.options.seed)  # fmt: skip
-        benchmark.add_speedups(self.rows, times, baselines, {form.name: form.engine for form in self.forms})
-
-    def ship(self, model: Path, rows: list[dict[str, Any]]) -> None:
-        """Put the final model and the results into `compressed_models/<name>/`."""
+    def ship(self, rows: list[dict[str, Any]]) -> None:
+        """Put the first repeat's final model and the results into `compressed_models/<name>/`."""
+        first = self.chains[0]
         with whole_or_absent(self.artifact, "new") as partial:
-            link_tree(model, partial)
-            about = {"experiment": self.options.experiment, "labels": self.task.labels,
-                     "problem_type": self.task.problem_type, "split_rows": self.splits.num_rows,
-                     "versions": versions()}  # fmt: skip
+            link_tree(first.model, partial)
+            about = {"experiment": self.options.experiment, "shipped": first.name or "the one run",
+                     "labels": self.task.labels, "problem_type": self.task.problem_type,
+                     "split_rows": first.splits.num_rows, "machine": machine(), "versions": versions()}  # fmt: skip
             report.write_results(partial, rows, as_record(self.options), about)
-        log.info("the final model and its results are in %s", self.artifact)
+        which = f" ({first.name})" if first.name else ""
+        log.info("the final model%s and its results are in %s", which, self.artifact)

@@ -5,7 +5,7 @@
 
 import sys
 
-from compression_config import PIPELINES, UserError, check_versions, parse_options
+from compression_config import UserError, check_versions, parse_options
 from console import is_disk_full, start_process
 
 
@@ -16,16 +16,18 @@ def main(argv: list[str] | None = None) -> int:
         check_versions()
         start_process()
 
+        from audit import audit_table
         from experiment import open_experiment
         from report import table
 
         with open_experiment(options) as experiment:
-            model = experiment.stage("teacher", options.teacher_path)
-            experiment.stage("linear", "")
-            for stage in PIPELINES[options.pipeline]:
-                model = experiment.stage(stage, model)
+            if options.audit:
+                print(audit_table(experiment.audit))
+                return 0
+            for chain in experiment.chains:
+                chain.run()
             rows = experiment.results()
-            experiment.ship(model, rows)
+            experiment.ship(rows)
         print(table(rows))
     except UserError as error:
         for line in error.lines:

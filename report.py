@@ -1,19 +1,50 @@
-"""Results as CSV, JSON, and the table that ends a run. No torch."""
+"""Results as CSV, JSON, and the table that ends a run. No torch.
 
+`python report.py DIR --format markdown` prints the table of an earlier run, as a paper or a page needs it.
+"""
+
+import argparse
 import csv
 import json
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TABLE = (  # heading, metric, format
-    ("Stage", "stage", "{}"),
-    ("Size (MB)", "size_mb", "{:.2f}"),
-    ("F1", "macro_f1", "{:.4f}"),
-    ("Compression", "compression_ratio", "{:.2f}x"),
-    ("Speedup", "speedup_torch", "{:.2f}x"),
-    ("Agreement", "agreement", "{:.3f}"),
-    ("Latency (ms)", "latency_ms_p50", "{:.2f}"),
+from compression_config import UserError
+
+RESULTS = "results_final.json"
+
+
+def number(metric: str, text: str) -> Callable[[dict[str, Any]], str]:
+    """A cell that shows one figure, empty where the row has none."""
+    return lambda row: "" if row.get(metric) is None else text.format(row[metric])
+
+
+def f1_text(row: dict[str, Any]) -> str:
+    """Macro-F1, with its standard deviation where the row is a mean of repeats."""
+    deviation = row.get("macro_f1_sd")
+    return f"{row['macro_f1']:.4f}" + (f" +- {deviation:.4f}" if deviation is not None else "")
+
+
+def difference_text(row: dict[str, Any]) -> str:
+    """Points of macro-F1 lost or won against the teacher, with their 95 % interval; empty for the teacher."""
+    low, high = row.get("delta_macro_f1_low"), row.get("delta_macro_f1_high")
+    if row["stage"] == "teacher" or low is None:
+        return ""
+    return f"{100 * row['delta_macro_f1']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+TABLE: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("Stage", number("stage", "{}")),
+    ("Size (MB)", number("size_mb", "{:.2f}")),
+    ("F1", f1_text),
+    ("vs teacher (points)", difference_text),
+    ("Compression", number("compression_ratio", "{:.2f}x")),
+    ("Speedup", number("speedup_torch", "{:.2f}x")),
+    ("Agreement", number("agreement", "{:.3f}")),
+    ("Latency (ms)", number("latency_ms_p50", "{:.2f}")),
 )
 
 
@@ -24,28 +55,61 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that a reader needs: the means where a run was repeated, else all."""
+    return [row for row in rows if row.get("repeat") == "mean"] or rows
+
+
+def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Headings and headline rows as text."""
+    return [[heading for heading, _ in TABLE], *([cell(row) for _, cell in TABLE] for row in headline(rows))]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned text: Stage, Size (MB), F1 (macro), Compression, Speedup, Agreement, Latency (ms)."""
-    lines = [[heading for heading, _, _ in TABLE]]
-    lines += [[text.format(row[metric]) for _, metric, text in TABLE] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(TABLE))]
-    aligns = ["<"] + [">"] * (len(TABLE) - 1)
+    """The headline rows as aligned text."""
+    return aligned(cells(rows))
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of cells as text, the first as headings; words to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligns = ["<"] + [">"] * (len(widths) - 1)
     shown = ["  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
              for line in lines]  # fmt: skip
     return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The headline rows as a Markdown table."""
+    head, *lines = cells(rows)
+    marks = ["---"] + ["--:"] * (len(TABLE) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *lines])
+
+
+def latex(rows: list[dict[str, Any]]) -> str:
+    """The headline rows as a LaTeX table (package booktabs)."""
+    head, *lines = [[cell.replace("+-", "$\\pm$").replace("_", "\\_").replace("%", "\\%") for cell in line]
+                    for line in cells(rows)]  # fmt: skip
+    body = [f"{' & '.join(line)} \\\\" for line in lines]
+    return "\n".join([f"\\begin{{tabular}}{{l{'r' * (len(TABLE) - 1)}}}", "\\toprule", f"{' & '.join(head)} \\\\",
+                      "\\midrule", *body, "\\bottomrule", "\\end{tabular}"])  # fmt: skip
+
+
+FORMATS = {"text": table, "markdown": markdown, "latex": latex}
+
+
 def write_results(directory: Path, rows: list[dict[str, Any]], options: dict[str, Any], about: dict[str, Any]) -> None:
-    """`results_final.json` (options once) and `results_final.csv` (options in every row, prefixed `config.`)."""
+    """`results_final.json` (options once) and `results_final.csv` (options in every row, prefixed `config.`;
+    confusion matrices are in the JSON alone)."""
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
     document = about | {"config": options, "rows": rows}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / "results_final.json").write_text(text, encoding="utf-8")
+    (directory / RESULTS).write_text(text, encoding="utf-8")
     config = {f"config.{name}": " ".join(map(str, value)) if isinstance(value, list) else value
               for name, value in options.items()}  # fmt: skip
     with (directory / "results_final.csv").open("w", newline="", encoding="utf-8") as file:
-        metrics = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(file, fieldnames=[*metrics, *config])
+        metrics = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
+        writer = csv.DictWriter(file, fieldnames=[*metrics, *config], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(row | config for row in rows)
 
@@ -70,6 +134,7 @@ def step_verdict(row: dict[str, Any], before: dict[str, Any]) -> str:
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """What must not be missed, in words: a larger student, a step that bought nothing, a linear model that wins."""
+    rows = headline(rows)
     by_stage = {row["stage"]: row for row in rows}
     teacher, final, linear = by_stage["teacher"], rows[-1], by_stage["linear"]
     said = []
@@ -83,4 +148,33 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     if linear["macro_f1"] > final["macro_f1"]:
         said.append(f"the linear reference is better than the final model: macro-F1 {linear['macro_f1']:.4f} against "
                     f"{final['macro_f1']:.4f}")  # fmt: skip
+    unsteady = [row["stage"] for row in rows if not row.get("steady", True)]
+    if unsteady:
+        said.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")
     return said
+
+
+def read_rows(directory: str) -> list[dict[str, Any]]:
+    """The rows that a run wrote into its folder; UserError where there are none."""
+    try:
+        return json.loads((Path(directory) / RESULTS).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{directory} holds no {RESULTS} of a run") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table of each folder."""
+    parser = argparse.ArgumentParser(prog="report.py", description="Print the table of a finished run.")
+    parser.add_argument("directory", nargs="+", help="folder in compressed_models/")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="how to print it (default: text)")
+    args = parser.parse_args(argv)
+    try:
+        print("\n\n".join(FORMATS[args.format](read_rows(directory)) for directory in args.directory))
+    except UserError as error:
+        print(f"report.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

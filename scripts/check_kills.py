@@ -1,8 +1,9 @@
 """Kill a run again and again, each time followed by the same command, and compare it with one never killed.
 
 `python scripts/check_kills.py OUTPUT [--kills 20] [options of main.py]`. The undisturbed run comes first; its length
-sets the moments. Quality, agreement, sparsity, parameters and bytes must be equal to the last digit, and no partial
-folder may be left. Prints one line a kill; the exit code is 1 where something differs.
+sets the moments, and every third kill waits for the next file of weights to be opened for writing. Quality,
+agreement, sparsity, parameters and bytes must be equal to the last digit, and no partial folder may be left. Prints
+one line a kill; the exit code is 1 where something differs.
 """
 
 import argparse
@@ -33,17 +34,29 @@ def newest_partial(output: Path) -> str:
     return str(newest.relative_to(output)) if newest else "nothing half-written"
 
 
-def kill_after(output: Path, words: list[str], seconds: float) -> bool:
-    """Start the command and kill it with SIGKILL after `seconds`; False where it had ended before."""
+def files_being_made(output: Path) -> set[Path]:
+    """The files of weights and optimizer states in partial folders."""
+    return {path for path in output.rglob("*") if ".partial" in str(path) and path.suffix in (".safetensors", ".pt")}
+
+
+def kill_after(output: Path, words: list[str], seconds: float, while_writing: bool) -> bool:
+    """Start the command and kill it with SIGKILL after `seconds`, or then at the first file of weights that appears;
+    False where it had ended before."""
     process = start(output, words)
     try:
         process.wait(timeout=seconds)
         return False
     except subprocess.TimeoutExpired:
-        os.kill(process.pid, signal.SIGKILL)  # the main process alone: its worker must end by itself
-        process.wait()
-        print(f"killed after {seconds:5.1f} s: {newest_partial(output)}", flush=True)
-        return True
+        before = files_being_made(output)
+        while while_writing and process.poll() is None and not files_being_made(output) - before:
+            time.sleep(0.001)
+    if process.poll() is not None:
+        return False
+    os.kill(process.pid, signal.SIGKILL)  # the main process alone: its worker must end by itself
+    process.wait()
+    how = "at a write after" if while_writing else "after"
+    print(f"killed {how} {seconds:5.1f} s: {newest_partial(output)}", flush=True)
+    return True
 
 
 def figures(output: Path) -> list[dict]:
@@ -67,9 +80,9 @@ def main() -> int:
     whole = time.monotonic() - began
     print(f"undisturbed: {whole:.0f} s", flush=True)
     kills = 0
-    for turn in range(args.kills):  # 10 s of start-up, then 4 to 16 % of the whole run, in a scattered order
+    for turn in range(args.kills):  # 10 s of start-up, then 2 to 12 % of the whole run, in a scattered order
         spread = (turn * 7) % args.kills / args.kills
-        kills += kill_after(killed, words, 10 + whole * (0.04 + 0.12 * spread))
+        kills += kill_after(killed, words, 10 + whole * (0.02 + 0.10 * spread), while_writing=turn % 3 == 2)
     if start(killed, words).wait():
         raise SystemExit(f"the run failed after {kills} kills: see {killed}.log")
     equal, left = figures(calm) == figures(killed), list(killed.rglob("*.partial"))

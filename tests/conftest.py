@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import random  # noqa: E402
+from contextlib import contextmanager, nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pandas as pd  # noqa: E402
@@ -59,13 +60,25 @@ def elsewhere():
         yield call
 
 
-@pytest.fixture
-def run_main(elsewhere, monkeypatch):
-    """`main(argv)` with the shared measuring process."""
-    from contextlib import nullcontext
-
+@contextmanager
+def quick_measuring(elsewhere):
+    """Runs use the one shared process for all measuring, time each form once, and start none afresh."""
+    import benchmark
     import experiment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "fresh_process", lambda: nullcontext(elsewhere))
+        patch.setattr(benchmark, "engine_processes", lambda engines: nullcontext(dict.fromkeys(engines, elsewhere)))
+        patch.setattr(benchmark, "start_up", lambda *_: {"load_s": 1.0, "rss_mb": 1.0})
+        once = {batch: rhythm._replace(least=1, most=1) for batch, rhythm in benchmark.RHYTHMS.items()}
+        patch.setattr(benchmark, "RHYTHMS", once)
+        yield
+
+
+@pytest.fixture
+def run_main(elsewhere):
+    """`main(argv)` with quick measuring."""
     from main import main
 
-    monkeypatch.setattr(experiment, "fresh_process", lambda: nullcontext(elsewhere))
-    return main
+    with quick_measuring(elsewhere):
+        yield main

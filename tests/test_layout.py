@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {
-    "compression_config": 0, "console": 0, "report": 0,
-    "encoders": 1, "losses": 1, "artifacts": 1,
+    "compression_config": 0, "console": 0, "uncertainty": 0,
+    "encoders": 1, "losses": 1, "artifacts": 1, "tables": 1, "report": 1,
     "data": 2, "calibration": 2, "inference": 2,
-    "evaluation": 3, "benchmark": 4,
-    "training": 4, "export": 4,
-    "distillation": 5, "pruning": 5, "quantization": 5,
-    "experiment": 6, "main": 7,
+    "audit": 3, "evaluation": 3,
+    "training": 4, "export": 4, "benchmark": 4,
+    "distillation": 5, "pruning": 5, "quantization": 5, "threshold": 5,
+    "stages": 6, "experiment": 7, "main": 8,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import quick_measuring
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
@@ -25,8 +26,9 @@ from compression_config import (
 )
 from data import load_splits
 from encoders import start_teacher
-from experiment import STAGES, Experiment, resolve
+from experiment import resolve
 from losses import hard_label_loss
+from stages import STAGES, Chain
 from training import has_ended, last_checkpoint, load_best_, train_
 
 ALL = {"teacher", "distill", "prune", "quantize"}
@@ -40,10 +42,12 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "prune_method": {"prune", "quantize"}, "prune_sparsity": {"prune", "quantize"},
     "prune_layers": {"prune", "quantize"}, "fine_tune_epochs": {"prune", "quantize"},
     "calibration_samples": {"prune", "quantize"}, "quant_method": {"quantize"},
-    "pipeline": set(), "experiment": set(), "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
+    "pipeline": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
+    "tune_threshold": set(), "group_column": ALL, "num_folds": ALL, "validation_path": ALL, "test_path": ALL,
+    "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
 }  # fmt: skip
 FROM_THE_FILE = {"dataset_path", "text_column", "label_columns", "validation_fraction", "test_fraction",
-                 "data_fraction"}  # fmt: skip
+                 "data_fraction", "group_column", "num_folds", "validation_path", "test_path"}  # fmt: skip
 
 
 def test_the_list_of_what_invalidates_what_is_complete():
@@ -63,11 +67,11 @@ def test_an_option_of_the_data_changes_what_every_stage_rests_on(option, value, 
     assert rests_on(tiny_csv) == rests_on(tiny_csv) != rests_on(tiny_csv, **{option: value})
 
 
-def opened(path: Path, **options) -> Experiment:
+def opened(path: Path, **options) -> Chain:
     start = {"teacher_path": "scratch:1x64", "student_path": "teacher:1"}
     options = replace(Options(), dataset_path=str(path), **start, **options)
     splits, task, _ = load_splits(narrow(options, DataOptions))
-    return Experiment(options, splits, task)
+    return Chain("", path.parent, path.parent, options, splits, task)
 
 
 def rests_on(path: Path, **options) -> str:
@@ -229,13 +233,10 @@ def remembered(output: Path, name: str) -> dict[str, bool]:
 
 @pytest.fixture(scope="module")
 def first_run(tiny_csv, tmp_path_factory, elsewhere):
-    from contextlib import nullcontext
-    from unittest import mock
-
     from main import main
 
     output = tmp_path_factory.mktemp("memory")
-    with mock.patch("experiment.fresh_process", lambda: nullcontext(elsewhere)):
+    with quick_measuring(elsewhere):
         argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(output), *SMALL]
         assert main([*argv, "--experiment", "first"]) == 0
     return output
@@ -245,7 +246,7 @@ def test_the_same_command_makes_nothing_again(first_run, run_main, tiny_csv, mon
     def forbidden(*_):
         raise AssertionError("a stage was made again")
 
-    monkeypatch.setattr(Experiment, "make", forbidden)
+    monkeypatch.setattr(Chain, "make", forbidden)
     argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), *SMALL]
     assert run_main([*argv, "--experiment", "first"]) == 0
     assert all(remembered(first_run, "first").values())

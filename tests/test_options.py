@@ -70,12 +70,12 @@ def test_bad_values_are_refused(words, said):
 
 
 def test_a_stage_sees_its_own_options_alone():
-    from experiment import STAGES
+    from stages import STAGES
 
     for stage in STAGES.values():
         group = narrow(parse_options([]), stage.options)
         assert not hasattr(group, "pipeline") and not hasattr(group, "dataset_path")
-    assert set(PIPELINES["kd_prune_quant"]) | {"teacher", "linear"} == set(STAGES)
+    assert set(PIPELINES["kd_prune_quant"]) | {"teacher", "linear", "plain", "tune"} == set(STAGES)
 
 
 def test_choices_equal_the_functions_behind_them():

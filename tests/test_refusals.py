@@ -27,10 +27,10 @@ BALANCED = csv_lines(*(f"{text},{i % 2}" for i, text in enumerate(TEXTS)))
 @pytest.fixture
 def refused(tmp_path, capsys, monkeypatch, elsewhere):
     """Runs main with a file of the given content; the lines of its refusal."""
-    import experiment
+    import stages
     from main import main
 
-    monkeypatch.setattr(experiment.Experiment, "stage", lambda *_: pytest.fail("a stage was begun"))
+    monkeypatch.setattr(stages.Chain, "stage", lambda *_: pytest.fail("a stage was begun"))
 
     def run(argv: list[str], content: str | bytes | None = BALANCED) -> list[str]:
         path, out = tmp_path / "file.csv", tmp_path / "out"
@@ -52,10 +52,10 @@ def refused(tmp_path, capsys, monkeypatch, elsewhere):
     (csv_lines(*(f"{text},1" for text in TEXTS)), "with 1 values, but needs 2"),
     (csv_lines(*(f"{text},{int(i == 0)}" for i, text in enumerate(TEXTS))), "has 1 texts, too few to hold out"),
     (csv_lines(*(f"{text if i > 30 else ''},{i % 2}" for i, text in enumerate(TEXTS))), "lack a text or a label"),
-    (bytes(range(256)) * 40, "cannot be read"),
-    (b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(3000), "cannot be read"),
-    (gzip.compress(BALANCED.encode()), "cannot be read"),
-    (BALANCED + '"cut in the middle of a quo', "cannot be read"),
+    (bytes(range(256)) * 40, "is no text: a NUL byte at offset 0"),
+    (b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(3000), "that is an image"),
+    (gzip.compress(BALANCED.encode()), "that is gzip data (name it .gz)"),
+    (BALANCED + '"cut in the middle of a quo', "the quote opened on line 62 is never closed"),
 ])  # fmt: skip
 def test_a_bad_file_gives_one_line(content, said, refused):
     lines = refused(["--label_columns", "label", "--text_column", "text"] if content else [], content)
@@ -224,10 +224,12 @@ def test_any_command_line_parses_to_options_that_print_back_or_names_a_flag(argv
     except UserError as error:
         assert all("--" in line and "\n" not in line for line in error.lines)
         return
-    printed = [f"--{name}={value}" for name, value in as_record(options).items()
-               if value is not None and not isinstance(value, (bool, list))]  # fmt: skip
-    printed += ["--overwrite"] if options.overwrite else []
-    printed += [f"--label_columns={name}" for name in options.label_columns or ()]
+    printed = []
+    for name, value in as_record(options).items():
+        if isinstance(value, bool):
+            printed += [f"--{name}"] if value else []
+        elif value is not None:
+            printed += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
     assert parse_options(printed) == options
 
 
@@ -236,7 +238,8 @@ def test_any_command_line_parses_to_options_that_print_back_or_names_a_flag(argv
 def test_any_config_file_parses_to_the_same_options_or_names_a_flag(tmp_path_factory, argv):
     path = tmp_path_factory.getbasetemp() / "property.yaml"
     pairs = dict(word[2:].partition("=")[::2] for word in argv)
-    record = {name: value if value or name != "overwrite" else "true" for name, value in pairs.items()}
+    flags = {name for name, (_, knob) in knobs().items() if knob.metadata["kind"] is bool}
+    record = {name: "true" if name in flags else value for name, value in pairs.items()}
     path.write_text(yaml.safe_dump(record, allow_unicode=True), encoding="utf-8")
     try:
         options = parse_options(["--config", str(path)])

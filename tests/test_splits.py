@@ -1,14 +1,18 @@
 """Reading and splitting: columns found without doubt, no text on two sides, contradictions gone."""
 
+import random
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from compression_config import DataOptions, UserError
-from data import label_array, load_splits, text_key
+from data import label_array, load_splits, read_labelled, split_rows, text_key, usable
 
 
 def write(tmp_path, **columns) -> DataOptions:
@@ -119,9 +123,77 @@ def test_doubtful_files_are_refused_in_one_line(tmp_path, columns, said):
     assert len(caught.value.lines) == 1 and said in caught.value.lines[0] and "\n" not in caught.value.lines[0]
 
 
+def test_validation_and_test_files_are_taken_as_they_are_and_their_leaks_dropped(tmp_path):
+    write(tmp_path, text=texts(100), label=[i % 2 for i in range(100)])
+    for name, start in (("validation", 90), ("test", 110)):
+        rows = {"text": [f"comment number {i}" for i in range(start, start + 20)], "label": [0, 1] * 10}
+        pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+    splits, _, _ = load_splits(DataOptions(
+        dataset_path=str(tmp_path / "file.csv"), validation_path=str(tmp_path / "validation.csv"),
+        test_path=str(tmp_path / "test.csv")))  # fmt: skip
+    assert splits.num_rows == {"train": 90, "validation": 20, "test": 20}
+    assert splits["test"]["text"][0] == "comment number 110" and splits["test"]["id"][0] == 120
+
+
+def test_folds_are_disjoint_tests_that_cover_every_text_and_share_the_rates(tmp_path):
+    body = texts(300) + [f" comment  number {i}" for i in range(30)]
+    write(tmp_path, text=body, label=[int(i % 300 % 3 == 0) for i in range(330)])
+    options = DataOptions(dataset_path=str(tmp_path / "file.csv"), num_folds=5)
+    labelled = usable(read_labelled(options))
+    folds = [split_rows(labelled, options, fold) for fold in range(5)]
+    tests = [set(fold["test"]["id"]) for fold in folds]
+    assert sum(map(len, tests)) == 330 and set().union(*tests) == set(range(330))
+    for fold in folds:
+        found = keys(fold)
+        assert not found["test"] & found["train"] and not found["validation"] & (found["train"] | found["test"])
+        assert len(found["validation"]) == pytest.approx(30, abs=1) and len(found["test"]) == 60
+        assert label_array(fold["test"]).mean() == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_groups_are_spread_over_the_splits(tmp_path):
+    group = ["rare" if i % 10 == 0 else "common" for i in range(400)]
+    write(tmp_path, text=texts(400), label=[i // 10 % 2 for i in range(400)], group=group)
+    splits, _, _ = load_splits(DataOptions(dataset_path=str(tmp_path / "file.csv"), group_column="group"))
+    assert [list(split["group"]).count("rare") for split in splits.values()] == [28, 4, 8]
+
+
+def labelled_files():
+    """Texts of which many repeat with other blanks, in classes of any balance, each with at least 12 texts."""
+    sizes = st.lists(st.integers(12, 60), min_size=2, max_size=4)
+    return st.tuples(sizes, st.floats(0, 0.8), st.integers(0, 2**31), st.booleans())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labelled_files())
+def test_any_file_is_split_without_overlap_or_loss_at_its_own_rates(tmp_path, drawn):
+    sizes, copied, seed, folded = drawn
+    rng = random.Random(seed)
+    rows = [(f"text {label} {i}", f"class {label}") for label, size in enumerate(sizes) for i in range(size)]
+    rows += [(f" {text.replace(' ', '  ')}\u200b", label) for text, label in rows if rng.random() < copied]
+    rng.shuffle(rows)
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "file.csv", index=False)
+    options = DataOptions(dataset_path=str(tmp_path / "file.csv"), text_column="text", label_columns=("label",),
+                          seed=seed, num_folds=3 if folded else None)  # fmt: skip
+    labelled = usable(read_labelled(options))
+    splits = split_rows(labelled, options, 1 if folded else None)
+    ids = [i for split in splits.values() for i in split["id"]]
+    assert sorted(ids) == list(range(len(rows)))
+    found = {name: {" ".join(text.replace("\u200b", "").split()) for text in split["text"]}
+             for name, split in splits.items()}  # fmt: skip
+    assert sum(map(len, found.values())) == sum(sizes)  # every text on one side
+    share = 1 / 3 if folded else 0.2
+    for label, size in enumerate(sizes):
+        held = sum(key.startswith(f"text {label} ") for key in found["test"])
+        assert abs(held - share * size) <= 1  # a class is held out to the nearest whole texts
+    again = split_rows(labelled, options, 1 if folded else None)
+    assert all(list(again[name]["id"]) == list(splits[name]["id"]) for name in splits)
+
+
 def test_the_sample_is_what_its_script_makes():
     root = Path(__file__).parent.parent
     script = runpy.run_path(str(root / "scripts" / "make_sample_data.py"))
     table = pd.read_csv(root / "data" / "HateSpeech.csv")
     made = pd.DataFrame(script["make_comments"](5000, 42), columns=["Comments", "HateSpeech"])
-    assert made.equals(table) and table["Comments"].map(text_key).is_unique
+    assert made.equals(table)
+    keys = text_key(pa.array(table["Comments"].tolist(), pa.large_string()))
+    assert len(keys.unique()) == 5000

@@ -1,0 +1,99 @@
+"""Read, audit and split a file of a million rows, against `pandas.read_csv` and a bare NFC pass over its texts.
+
+`python scripts/bench_data.py [--rows 1000000]`. Each runs in a process of its own, in turn; prints seconds, the peak
+of the memory, and the ratio. Exit code 1 where the ratio is above 2 or the peak above 2 GiB.
+"""
+
+import argparse
+import csv
+import random
+import resource
+import sys
+import tempfile
+import time
+import unicodedata
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+MOST_RATIO, MOST_MIB = 2.0, 2048
+ENGLISH = ("the", "river", "people", "say", "that", "nobody", "here", "knows", "where", "this", "road", "goes", "after")
+BANGLA = ("আমি", "তুমি", "আমরা", "নদীর", "পাড়ে", "বড়ো", "গাছ", "দেখে", "বাড়ি", "ফিরি", "যায়", "না", "কেউ", "রাতে")
+
+
+def write_file(path: Path, rows: int) -> None:
+    """Comments of 3 to 30 words in two scripts, one in twenty a copy with other blanks, with a 0/1 label."""
+    rng, texts = random.Random(0), []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text", "label"])
+        for i in range(rows):
+            if i % 20 == 19:
+                text = f" {rng.choice(texts)}"
+            else:
+                text = " ".join(rng.choices(BANGLA if i % 2 else ENGLISH, k=rng.randint(3, 30))) + f" {i}"
+                texts.append(text)
+            writer.writerow([i, text, i // 7 % 2])
+
+
+def ours(path: str) -> tuple[float, float]:
+    """Seconds and peak memory (MiB) of reading, auditing and splitting."""
+    from audit import audit, audit_table, token_sample
+    from compression_config import DataOptions
+    from data import read_labelled, split_rows, usable
+    from encoders import train_wordpiece
+
+    options = DataOptions(dataset_path=path, text_column="text", label_columns=("label",))
+    start = time.perf_counter()
+    labelled = read_labelled(options)
+    read = time.perf_counter()
+    splits = split_rows(usable(labelled), options)
+    split = time.perf_counter()
+    tokenizer = train_wordpiece(token_sample(labelled), 128)
+    trained = time.perf_counter()
+    print(audit_table(audit(labelled, splits, {"teacher": tokenizer}, 128)), file=sys.stderr)
+    end = time.perf_counter()
+    print(f"read {read - start:.2f} s, split {split - read:.2f} s, audit {end - trained:.2f} s", file=sys.stderr)
+    return end - start - (trained - split), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def bare(path: str) -> tuple[float, float]:
+    """Seconds and peak memory (MiB) of the least one could do."""
+    import pandas as pd
+
+    start = time.perf_counter()
+    table = pd.read_csv(path)
+    texts = [unicodedata.normalize("NFC", text) for text in table["text"]]
+    assert len(texts) == len(table)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def alone(function, path: str) -> tuple[float, float]:
+    """`function(path)` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, path).result()
+
+
+def main() -> int:
+    """Three rounds in turn; the medians count."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the file")
+    rows = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        write_file(path, rows)
+        print(f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB", flush=True)
+        rounds = [(alone(ours, str(path)), alone(bare, str(path))) for _ in range(3)]
+    for (seconds, peak), (least, least_peak) in rounds:
+        print(f"read, audited, split: {seconds:.2f} s, peak {peak:.0f} MiB; pandas.read_csv and NFC: {least:.2f} s, "
+              f"peak {least_peak:.0f} MiB; ratio {seconds / least:.2f}")  # fmt: skip
+    ratio = sorted(one[0] / other[0] for one, other in rounds)[1]
+    peak = max(one[1] for one, _ in rounds)
+    print(f"median ratio {ratio:.2f} (at most {MOST_RATIO}), peak {peak:.0f} MiB (at most {MOST_MIB})")
+    return int(ratio > MOST_RATIO or peak > MOST_MIB)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
