@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from compression_config import UserError
+from ranks import is_first, process_count, wait
 
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
@@ -149,6 +150,17 @@ def whole_or_absent(target: Path, fingerprint: str) -> Iterator[Path]:
     seal(partial, target)
 
 
+@contextmanager
+def made_together(target: Path, fingerprint: str) -> Iterator[Path]:
+    """`whole_or_absent` for all processes of a run: the first prepares the folder and renames it."""
+    others = nullcontext(partial_of(target, fingerprint))
+    with whole_or_absent(target, fingerprint) if is_first() else others as partial:
+        wait()
+        yield partial
+        wait()
+    wait()
+
+
 def drop_partial(folder: Path) -> None:
     """Remove what killed runs left in `folder`, once everything there is whole."""
     for path in folder.glob("*.partial"):
@@ -157,7 +169,10 @@ def drop_partial(folder: Path) -> None:
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; UserError where another process holds it."""
+    """Hold the folder's lock, for all processes of a run; UserError where another run holds it."""
+    if not is_first():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -200,5 +215,6 @@ def versions() -> dict[str, str]:
 
 def write_record(directory: Path, **entries: Any) -> None:
     """Write `stage.json`: the entries given, the hash of every file, the versions and the threads."""
-    record = entries | {"files": file_digests(directory), "versions": versions(), "threads": torch.get_num_threads()}
+    record = entries | {"files": file_digests(directory), "versions": versions(), "threads": torch.get_num_threads(),
+                        "processes": process_count()}  # fmt: skip
     write_json(directory / RECORD, record)

@@ -33,10 +33,11 @@ def copies(labelled: Labelled) -> dict[str, int]:
 
 def characters(texts: pa.ChunkedArray) -> dict[str, dict[str, int]]:
     """Rows with blanks at an edge or another NFC form, and rows and occurrences of characters that do not show."""
-    normal = by_chunk(nfc, texts)
-    found = {"edge_blanks": {"rows": count(pc.not_equal(pc.utf8_trim_whitespace(texts), texts))},
-             "changed_by_nfc": {"rows": count(pc.not_equal(normal, texts))}}  # fmt: skip
-    marked = texts.filter(pc.match_substring_regex(texts, "[" + "".join(CHARACTERS.values()) + "]"))
+    edges = by_chunk(lambda chunk: pc.not_equal(pc.utf8_trim_whitespace(chunk), chunk), texts)
+    changed = by_chunk(lambda chunk: pc.not_equal(nfc(chunk), chunk), texts)
+    found = {"edge_blanks": {"rows": count(edges)}, "changed_by_nfc": {"rows": count(changed)}}
+    pattern = "[" + "".join(CHARACTERS.values()) + "]"
+    marked = texts.filter(by_chunk(lambda chunk: pc.match_substring_regex(chunk, pattern), texts))
     for name, character in CHARACTERS.items():
         numbers = pc.count_substring_regex(marked, f"[{character}]")
         found[name] = {"rows": count(pc.greater(numbers, 0)), "characters": pc.sum(numbers).as_py() or 0}

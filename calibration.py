@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from encoders import encoder_linears
 
 def calibration_texts(split: Dataset, count: int, seed: int) -> list[str]:
     """At most `count` texts of the split, drawn with `seed`."""
-    return list(split.shuffle(seed=seed)[:count]["text"])
+    return split[np.random.default_rng(seed).permutation(len(split))[:count]]["text"]
 
 
 def text_batches(

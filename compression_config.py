@@ -90,6 +90,8 @@ class DataOptions(SeedOptions):
                              "or .zst", main=True)  # fmt: skip
     validation_path: str | None = knob(str, None, "file with the validation rows", auto="none")
     test_path: str | None = knob(str, None, "file with the test rows", auto="none")
+    unlabeled_path: str | None = knob(str, None, "texts without labels for students to learn from the teacher on: one "
+                                      "a line in .txt, else the text column", auto="none")  # fmt: skip
     text_column: str | None = knob(str, None, "column with the texts", auto="found in the file")
     label_columns: tuple[str, ...] | None = knob(
         str, None, "one column of any values (binary, multi-class) or several 0/1 columns (multi-label)",
@@ -156,7 +158,14 @@ class DistillOptions(SoftTargetOptions):
     student_path: str | None = knob(
         str, None, "hub name, model directory, scratch:LxH, teacher:N (N layers of the teacher) or teacher:0,2,5",
         main=True, auto="teacher:2")  # fmt: skip
+    student_tokenizer: str = knob(str, "own", "tokenizer of a scratch student: its own, learnt from the texts, or the "
+                                  "teacher's", choices=("own", "teacher"))  # fmt: skip
     epochs: int = knob(int, 10, "epochs of distillation", rule=POSITIVE, main=True)
+    kd_method: str = knob(str, "logit", "what the student learns from: the teacher's logits alone, or its states too",
+                          choices=("logit", "hidden", "attention", "relation", "multi_level"))  # fmt: skip
+    kd_hidden_weight: float = knob(float, 1.0, "weight of the loss of hidden states", rule=NOT_NEGATIVE)
+    kd_attention_weight: float = knob(float, 1.0, "weight of the loss of attention scores", rule=NOT_NEGATIVE)
+    kd_relation_weight: float = knob(float, 1.0, "weight of the loss of self-attention relations", rule=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -366,6 +375,11 @@ def combination_errors(options: Options) -> list[str]:
     if options.num_folds and options.validation_fraction + 1 / options.num_folds >= 1:
         errors.append(f"--num_folds is {options.num_folds} with --validation_fraction {options.validation_fraction:g}, "
                       "but must leave training rows")  # fmt: skip
+    if options.unlabeled_path and not {"distill", "prune"} & set(PIPELINES[options.pipeline]):
+        errors.append(f"--unlabeled_path is given, but --pipeline {options.pipeline} trains nothing on the teacher's "
+                      "outputs")  # fmt: skip
+    if options.unlabeled_path and not options.kd_alpha:
+        errors.append("--unlabeled_path is given with --kd_alpha 0, but without labels only the soft loss can teach")
     if options.kd_baseline and "distill" not in PIPELINES[options.pipeline]:
         errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
     return errors
@@ -373,7 +387,7 @@ def combination_errors(options: Options) -> list[str]:
 
 def path_errors(options: Options) -> list[str]:
     """What can be said about files and folders before anything is read."""
-    errors = [line for name in ("dataset_path", "validation_path", "test_path")
+    errors = [line for name in ("dataset_path", "validation_path", "test_path", "unlabeled_path")
               for line in file_errors(f"--{name}", getattr(options, name))]  # fmt: skip
     if options.reuse and not Path(options.reuse).is_dir():
         errors.append(f"--reuse is {options.reuse}, but there is no such directory")

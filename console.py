@@ -11,6 +11,8 @@ import warnings
 
 from tqdm import tqdm
 
+from ranks import is_first
+
 CHATTY = ("torchao", "torch.utils._pytree", "transformers", "datasets", "accelerate", "httpx", "bitsandbytes",
           "huggingface_hub")  # fmt: skip
 
@@ -25,7 +27,10 @@ class AboveBars(logging.Handler):
 
 def start_logging() -> None:
     """Send our log to stderr; libraries speak only of errors. Call it before they are imported."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[AboveBars()])
+    if not is_first():
+        os.environ["TQDM_DISABLE"] = "1"
+    logging.basicConfig(format="%(message)s", level=logging.INFO if is_first() else logging.ERROR,
+                        handlers=[AboveBars()])  # fmt: skip
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -10,18 +10,21 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+from pandas.util import hash_array
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from compression_config import DataOptions, UserError
 from encoders import Task
-from tables import read_table
+from losses import NO_LABEL
+from tables import read_table, stream_texts
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation"
                "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 MOST_CLASSES = 50
+CHUNK = 10_000  # rows of a file on disk that are looked at together
 SMALLEST_STRATUM = 10  # texts of one class and group that are spread on their own; fewer go with the class
 BLANKS = r"[\s\x0b\x{1c}-\x{1f}\x{85}\p{Z}]+"  # what Python's str.split() splits at
 ODD_BLANKS = r"  |^ | $|[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\p{Zl}\p{Zp}\x{202f}\x{205f}\x{3000}]"
@@ -106,8 +110,8 @@ def loose_key(keys: pa.Array) -> pa.Array:
 
 def numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """(number of each row's value, -1 for null; the distinct values)."""
-    encoded = pc.dictionary_encode(column.combine_chunks())
-    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary
+    encoded = pc.dictionary_encode(column).chunks  # they share one dictionary
+    return pa.chunked_array([chunk.indices for chunk in encoded]).fill_null(-1).to_numpy(), encoded[0].dictionary
 
 
 def values_of(column: pa.ChunkedArray) -> list[str]:
@@ -264,9 +268,11 @@ def complete_rows(table: pa.Table, text: str, group: str | None, labels: np.ndar
         raise UserError(f"--dataset_path is {path}, but {missing.sum()} of {len(table)} rows lack a text or a label")
     if missing.any():
         log.warning("%d rows without text or label are dropped, first row %d", missing.sum(), missing.argmax() + 2)
-    columns = {"id": np.arange(len(table)), "key": numbered(keys)[0], "loose": numbered(by_chunk(loose_key, keys))[0],
-               "words": pc.add(by_chunk(lambda chunk: pc.count_substring(chunk, " "), keys), 1),
-               "pattern": patterns(labels), "split": own_split(table)}  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        numbers = pool.submit(numbered, keys)
+        columns = {"id": np.arange(len(table)), "loose": numbered(by_chunk(loose_key, keys))[0],
+                   "words": pc.add(by_chunk(lambda chunk: pc.count_substring(chunk, " "), keys), 1),
+                   "pattern": patterns(labels), "split": own_split(table), "key": numbers.result()[0]}  # fmt: skip
     if group:
         columns["group"] = pc.fill_null(pc.utf8_trim_whitespace(table[group]), "")
     return pa.table(columns).filter(~missing), ~missing
@@ -431,15 +437,71 @@ def check_splits(splits: DatasetDict, task: Task) -> None:
                             f"{len(part)} rows; give it a larger share, or more rows")  # fmt: skip
 
 
+def key_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """64-bit hashes [rows] of the normalised texts, the same in every process."""
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    return hash_array(text_key(texts.fill_null("").cast(pa.string())).to_numpy(zero_copy_only=False), categorize=False)
+
+
+def not_in(seen: set[int], hashes: np.ndarray) -> np.ndarray:
+    """Mask of the hashes that `seen` lacked, the first of equal ones; `seen` gets them all."""
+    new = np.zeros(len(hashes), dtype=bool)
+    for place, one in enumerate(hashes.tolist()):
+        new[place] = one not in seen
+        seen.add(one)
+    return new
+
+
+def write_unlabeled(path: str, column: str, splits: DatasetDict, out_path: Path) -> Dataset:
+    """The texts of `--unlabeled_path`, read part by part, as rows that lie on disk and carry NO_LABEL.
+
+    A text that also stands in the splits, or stood above, is left out: one of validation or test would leak.
+    """
+    train = splits["train"].select_columns(["id", "text", "label"])
+    schema, label = train.features.arrow_schema, splits["train"][0]["label"]
+    blank = [float(NO_LABEL)] * len(label) if isinstance(label, list) else NO_LABEL
+    known = {name: key_hashes(split.with_format("arrow")[:]["text"]) for name, split in splits.items()}
+    held_out, seen = np.concatenate([known["validation"], known["test"]]), set(known["train"].tolist())
+    counts = dict.fromkeys(("read", "empty", "held out", "copies"), 0)
+    empty = key_hashes(pa.array([""]))[0]
+    with pa.ipc.new_stream(out_path, schema) as stream:
+        for texts in stream_texts(path, "--unlabeled_path", column):
+            hashes = key_hashes(texts)
+            empties, leaks = hashes == empty, np.isin(hashes, held_out)
+            copies = ~not_in(seen, hashes) & ~leaks & ~empties
+            chosen = ~(empties | leaks | copies)
+            ids, kept = np.flatnonzero(chosen) + counts["read"], texts.filter(pa.array(chosen)).combine_chunks()
+            stream.write_batch(pa.record_batch([ids, kept, pa.array([blank] * len(kept), schema.types[2])], schema))
+            found = (len(texts), empties.sum(), leaks.sum(), copies.sum())
+            counts = {name: count + int(more) for (name, count), more in zip(counts.items(), found, strict=True)}
+    unlabeled = Dataset.from_file(str(out_path))
+    log.info("%s: %d texts, %d left out: %d stand in validation or test, %d stood before, %d are empty", path,
+             counts["read"], counts["read"] - len(unlabeled), counts["held out"], counts["copies"],
+             counts["empty"])  # fmt: skip
+    if not len(unlabeled):
+        raise UserError(f"--unlabeled_path is {path}, but holds no text that is new")
+    return unlabeled
+
+
 def label_array(split: Dataset) -> np.ndarray:
     """Labels as [rows] of class ids, or [rows, labels] of 0.0/1.0."""
-    return np.asarray(split[:]["label"])
+    values = split.select_columns("label").with_format("arrow")[:]["label"].combine_chunks()
+    several = pa.types.is_nested(values.type)
+    return pc.list_flatten(values).to_numpy().reshape(len(values), -1) if several else values.to_numpy()
 
 
-def tokenize(split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """`input_ids`, `attention_mask` and `labels` (with `teacher_logits` where the split has them)."""
+def tokenize(split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, out_path: Path) -> Dataset:
+    """`input_ids`, `attention_mask` and `labels` (with `teacher_logits` where the split has them), on disk."""
     kept = {"label": "labels", "teacher_logits": "teacher_logits"}
     dropped = [name for name in split.column_names if name not in kept]
     encoded = split.map(lambda rows: dict(tokenizer(rows["text"], truncation=True, max_length=max_length)),
-                        batched=True, remove_columns=dropped, desc="tokenize", load_from_cache_file=False)  # fmt: skip
+                        batched=True, remove_columns=dropped, desc="tokenize", load_from_cache_file=False,
+                        cache_file_name=str(out_path))  # fmt: skip
     return encoded.rename_column("label", "labels")
+
+
+def token_lengths(tokenized: Dataset) -> list[int]:
+    """The number of tokens of each row."""
+    rows = tokenized.select_columns("input_ids").with_format("arrow")
+    return [count for start in range(0, len(rows), CHUNK)
+            for count in pc.list_value_length(rows[start : start + CHUNK]["input_ids"]).to_pylist()]  # fmt: skip

@@ -1,42 +1,136 @@
-"""Stage `distill`: a student learns from the teacher's outputs.
+"""Stage `distill`: a student learns from the teacher's outputs, and from its states where `--kd_method` asks for them.
 
-The teacher runs once over the texts; its logits then travel as a column joined by row id, and no stage holds it again.
+The teacher's logits are made once, lie on disk, and travel as a column joined by row id. Only the losses of states run
+the teacher live, beside the student.
 """
 
 import logging
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from datasets import DatasetDict
-from transformers import set_seed
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from compression_config import ComputeOptions, DistillOptions
-from encoders import Task, start_student
+from encoders import Task, encoder_layers, query_key_value, start_student
 from inference import load, predict_logits
-from losses import distillation_loss, hard_label_loss
+from losses import KD_LOSSES, States, distillation_loss, hard_label_loss, state_loss
+from ranks import process_count, rank
 from training import hard_weights, save_model, train_
 
 log = logging.getLogger(__name__)
 
+WINDOW = 16_384  # rows whose outputs are in memory at once; sorted by length within
+VOCABULARY_TEXTS = 100_000  # a fresh student learns its vocabulary from so many texts
 
-def teacher_outputs(teacher_dir: Path, splits: DatasetDict, options: ComputeOptions) -> dict[int, np.ndarray]:
-    """Row id -> the teacher's logits [labels], for training and validation rows."""
+
+def write_teacher_outputs(teacher_dir: Path, split: Dataset, out_dir: Path, options: ComputeOptions) -> None:
+    """Write each row's `id` and the teacher's `teacher_logits` [labels] as an Arrow stream, a window at a time; every
+    process of a run writes its share."""
     engine = load(teacher_dir, "torch", options.max_length, device=options.device)
-    outputs = {}
-    for name in ("train", "validation"):
-        logits = predict_logits(engine, splits[name][:]["text"], 2 * options.batch, f"teacher outputs, {name}")
-        outputs |= dict(zip(splits[name]["id"], logits, strict=True))
-    return outputs
+    schema = pa.schema({"id": pa.int64(), "teacher_logits": pa.list_(pa.float32())})
+    share = split.shard(process_count(), rank(), contiguous=True)
+    with pa.ipc.new_stream(out_dir / f"logits-{rank()}.arrow", schema) as stream:
+        for start in range(0, len(share), WINDOW):
+            rows = share[start : start + WINDOW]
+            of_all = f" of {len(share)}" if len(share) > WINDOW else ""
+            what = f"teacher outputs, rows {start + 1} to {start + len(rows['id'])}{of_all}"
+            logits = predict_logits(engine, rows["text"], 2 * options.batch, what)
+            stream.write_batch(pa.record_batch([pa.array(rows["id"]), pa.array(list(logits), schema.types[1])], schema))
 
 
-def with_teacher_logits(splits: DatasetDict, outputs: dict[int, np.ndarray]) -> DatasetDict:
-    """The splits with a `teacher_logits` column on training and validation rows, joined by row id."""
-    joined = dict(splits)
-    for name in ("train", "validation"):
-        rows = [outputs[row_id].tolist() for row_id in splits[name]["id"]]
-        joined[name] = splits[name].add_column("teacher_logits", rows)
-    return DatasetDict(joined)
+def with_teacher_logits(split: Dataset, outputs_dir: Path) -> Dataset:
+    """The split with its column `teacher_logits`, joined by row id; it stays on disk."""
+    parts = [Dataset.from_file(str(path)) for path in sorted(outputs_dir.glob("logits-*.arrow"))]
+    outputs = concatenate_datasets(parts)
+    ours, theirs = (rows.select_columns("id").with_format("arrow")[:]["id"] for rows in (split, outputs))
+    joined = outputs.select(pc.index_in(ours, theirs).to_pylist()).select_columns("teacher_logits")
+    return concatenate_datasets([split.select_columns(["id", "text", "label"]), joined], axis=1)
+
+
+def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher's layer (from 0) for each of the student's: evenly spaced, the last with the last."""
+    return [max(round((i + 1) * teacher_layers / student_layers) - 1, 0) for i in range(student_layers)]
+
+
+class Watch:
+    """Keeps, by hooks, what every layer of a model computes in a forward pass.
+
+    `hidden` holds the layers' outputs [rows, tokens, width], after `project` where it is given; `parts` the queries,
+    keys and values of each layer, alike. A layer that is shared (ALBERT) counts as often as it is called.
+    """
+
+    def __init__(self, model: PreTrainedModel, project: nn.ModuleList | None = None):
+        self.heads, self.project = model.config.num_attention_heads, project
+        self.hidden: list[Tensor] = []
+        self.parts: tuple[list[Tensor], ...] = ([], [], [])
+        model.register_forward_pre_hook(self.forget)
+        for layer in encoder_layers(model)[1]:
+            layer.register_forward_hook(self.keep_hidden)
+            for linear, kept in zip(query_key_value(layer), self.parts, strict=True):
+                linear.register_forward_hook(partial(self.keep, kept))
+
+    def forget(self, *_) -> None:
+        """A new forward pass begins."""
+        for kept in (self.hidden, *self.parts):
+            kept.clear()
+
+    def keep(self, kept: list[Tensor], _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        """Keep what a Linear gave."""
+        kept.append(output)
+
+    def keep_hidden(self, _module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        """Keep what a layer gave; the projection belongs to the forward pass, as distributed training needs."""
+        output = output[0] if isinstance(output, tuple) else output
+        self.hidden.append(self.project[len(self.hidden)](output) if self.project else output)
+
+    def states(self, wanted: Iterable[str], layers: list[int], relation_heads: int) -> States:
+        """What the losses that are `wanted` compare: `layers`, and the relations of the last layer."""
+        hidden = [self.hidden[layer] for layer in layers] if "hidden" in wanted else []
+        scores = [self.scores(layer) for layer in layers] if "attention" in wanted else []
+        relations = [split_heads(kept[-1], relation_heads) for kept in self.parts] if "relation" in wanted else []
+        return States(hidden, scores, relations)
+
+    def scores(self, layer: int) -> Tensor:
+        """A layer's attention before softmax and mask."""
+        queries, keys = (split_heads(kept[layer], self.heads) for kept in self.parts[:2])
+        return queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+
+
+def split_heads(vectors: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, width] as [rows, heads, tokens, width / heads]."""
+    return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def live_teacher_loss(
+    student: PreTrainedModel, teacher_dir: Path, weights: dict[str, float], device: str
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The losses of states as a function of the batch that the student has just run on.
+
+    Where the widths differ the student gains a trainable `kd_project`, one Linear a layer, until it is taken off.
+    """
+    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir).eval().requires_grad_(False).to(device)
+    ours, theirs = student.config, teacher.config
+    own, paired = list(range(ours.num_hidden_layers)), layer_map(ours.num_hidden_layers, theirs.num_hidden_layers)
+    log.info("layers of the student learn from the teacher's %s", ", ".join(str(layer) for layer in paired))
+    if "hidden" in weights and ours.hidden_size != theirs.hidden_size:
+        student.kd_project = nn.ModuleList(nn.Linear(ours.hidden_size, theirs.hidden_size) for _ in paired)
+    relation_heads = math.gcd(theirs.num_attention_heads, ours.hidden_size)
+    watched, watching = Watch(student, getattr(student, "kd_project", None)), Watch(teacher)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            teacher(**batch)
+        learnt, taught = watched.states(weights, own, relation_heads), watching.states(weights, paired, relation_heads)
+        return state_loss(learnt, taught, batch["attention_mask"], weights)
+
+    return loss
 
 
 def distill(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: DistillOptions) -> Path:
@@ -44,9 +138,14 @@ def distill(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, opti
     where `kd_alpha` is 0."""
     set_seed(options.seed)
     student, tokenizer = start_student(
-        options.student_path, model_in, task, splits["train"][:]["text"], options.max_length)  # fmt: skip
+        options.student_path, model_in, task, splits["train"]["text"][:VOCABULARY_TEXTS], options.max_length,
+        own_tokenizer=options.student_tokenizer == "own")  # fmt: skip
     weights = hard_weights(splits, task, options)
     soft = partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature, weights=weights)
     loss = soft if options.kd_alpha else lambda logits, labels, _: hard_label_loss(logits, labels, weights)
-    train_(student, tokenizer, splits, out_dir, options, epochs=options.epochs, lr=options.lr, loss=loss)
+    of_states = {name: getattr(options, f"kd_{name}_weight") for name in KD_LOSSES[options.kd_method]}
+    live = live_teacher_loss(student, model_in, of_states, options.device) if of_states else None
+    train_(student, tokenizer, splits, out_dir, options, epochs=options.epochs, lr=options.lr, loss=loss, live=live)
+    if hasattr(student, "kd_project"):
+        del student.kd_project
     return save_model(student, tokenizer, out_dir)

@@ -5,7 +5,7 @@ Also the one place that knows how encoder families differ: which Linears belong 
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from compression_config import UserError
 SCRATCH = re.compile(r"scratch:(\d+)x(\d+)")
 TEACHER_LAYERS = re.compile(r"teacher:(\d+(?:,\d+)*)")
 SCRATCH_VOCABULARY = 8000
+QUERY_KEY_VALUE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("query_proj", "key_proj", "value_proj"))
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -68,6 +69,16 @@ def encoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Full name -> Linear, for every Linear of the encoder's layers; no embedding, pooler or head."""
     prefix, layers = encoder_layers(model)
     return {f"{prefix}.{name}": module for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+
+
+def query_key_value(layer: nn.Module) -> tuple[nn.Linear, ...]:
+    """The Linears of a layer that make queries, keys and values; UserError where a family names them otherwise."""
+    linears = {name.rpartition(".")[2]: module for name, module in layer.named_modules()
+               if isinstance(module, nn.Linear)}  # fmt: skip
+    for names in QUERY_KEY_VALUE:
+        if set(names) <= set(linears):
+            return tuple(linears[name] for name in names)
+    raise UserError(f"--kd_method needs queries and keys, but none are known in {type(layer).__name__}; use logit")
 
 
 def is_attention(linear_name: str) -> bool:
@@ -128,7 +139,7 @@ def wordpiece(vocabulary: dict[str, int] | None = None) -> Tokenizer:
     return tokenizer
 
 
-def train_wordpiece(texts: list[str], max_length: int) -> PreTrainedTokenizerFast:
+def train_wordpiece(texts: Sequence[str], max_length: int) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer learnt from `texts` (at most 8,000 tokens), the same each time.
 
     Left alone, the trainer numbers the `##x` in the order of a hash map and breaks ties by number, so two runs
@@ -156,11 +167,11 @@ def scratch_config(spec: str) -> dict:
 
 
 def scratch_model(
-    spec: str, task: Task, texts: list[str], max_length: int
+    spec: str, task: Task, texts: Sequence[str], max_length: int, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A BERT of freshly drawn weights and a tokenizer learnt from `texts`."""
+    """A BERT of freshly drawn weights, and the given tokenizer or one learnt from `texts`."""
     shape = scratch_config(spec)
-    tokenizer = train_wordpiece(texts, max_length)
+    tokenizer = tokenizer or train_wordpiece(texts, max_length)
     config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape, **task.config())
     return AutoModelForSequenceClassification.from_config(config), tokenizer
 
@@ -245,7 +256,7 @@ def pretrained_model(
     return model, tokenizer
 
 
-def start_tokenizer(spec: str, flag: str, texts: list[str], max_length: int) -> PreTrainedTokenizerBase:
+def start_tokenizer(spec: str, flag: str, texts: Sequence[str], max_length: int) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub name or directory, or a fresh one learnt from `texts`."""
     if is_fresh(spec):
         return train_wordpiece(texts, max_length)
@@ -256,7 +267,7 @@ def start_tokenizer(spec: str, flag: str, texts: list[str], max_length: int) -> 
 
 
 def start_teacher(
-    spec: str, task: Task, texts: list[str], max_length: int
+    spec: str, task: Task, texts: Sequence[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that `--teacher_path` names, with a head for `task`; `texts` train a fresh tokenizer."""
     if is_fresh(spec):
@@ -265,11 +276,13 @@ def start_teacher(
 
 
 def start_student(
-    spec: str, teacher_dir: Path, task: Task, texts: list[str], max_length: int
+    spec: str, teacher_dir: Path, task: Task, texts: Sequence[str], max_length: int, own_tokenizer: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that `--student_path` names; `teacher:N` starts from layers, embeddings and head of the teacher."""
+    """The model that `--student_path` names; `teacher:N` starts from layers, embeddings and head of the teacher. A
+    fresh one learns a tokenizer of its own from `texts`, or takes the teacher's."""
     if is_fresh(spec):
-        return scratch_model(spec, task, texts, max_length)
+        shared = None if own_tokenizer else start_tokenizer(str(teacher_dir), "--teacher_path", [], max_length)
+        return scratch_model(spec, task, texts, max_length, shared)
     if not TEACHER_LAYERS.fullmatch(spec):
         return pretrained_model(spec, "--student_path", task, max_length)
     model, tokenizer = pretrained_model(str(teacher_dir), "--teacher_path", task, max_length)
@@ -290,6 +303,6 @@ def check_start(spec: str, flag: str, max_length: int) -> None:
         raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
 
 
-def layer_count(spec: str, flag: str) -> int:
-    """How many encoder layers the model that `spec` names has."""
-    return scratch_config(spec)["num_hidden_layers"] if is_fresh(spec) else read_config(spec, flag).num_hidden_layers
+def shape_of(spec: str, flag: str, name: str) -> int:
+    """An entry of the config of the model that `spec` names, such as `num_hidden_layers`."""
+    return scratch_config(spec)[name] if is_fresh(spec) else getattr(read_config(spec, flag), name)

@@ -13,6 +13,7 @@ import report
 from artifacts import (
     digest,
     drop_partial,
+    file_digest,
     link_tree,
     rows_digest,
     sole_user,
@@ -36,9 +37,11 @@ from compression_config import (
     write_config_file,
 )
 from data import Labelled, read_labelled, split_rows, usable
-from encoders import check_start, is_fresh, layer_count, start_tokenizer, teacher_layer_ids
+from encoders import check_start, is_fresh, shape_of, start_tokenizer, teacher_layer_ids
 from evaluation import fresh_process
+from losses import KD_LOSSES
 from quantization import check_requirements
+from ranks import is_first, join, process_count, wait
 from stages import Chain
 from threshold import check_tunable
 from training import check_finished_teacher, resolve_device, resolve_precision
@@ -73,18 +76,57 @@ def collect_errors(*checks: Callable[[], Any]) -> None:
         raise UserError(*lines)
 
 
+def check_processes(options: Options) -> None:
+    """Refuse a batch that cannot be shared out evenly."""
+    if options.batch % process_count():
+        raise UserError(f"--batch is {options.batch}, but must be a multiple of the {process_count()} processes")
+
+
 def check_student(options: Options) -> None:
     """Refuse a student that cannot be built from this teacher."""
     check_start(options.student_path, "--student_path", options.max_length)
     if options.student_path.startswith("teacher:"):
-        teacher_layer_ids(options.student_path, layer_count(options.teacher_path, "--teacher_path"))
+        teacher_layer_ids(options.student_path, shape_of(options.teacher_path, "--teacher_path", "num_hidden_layers"))
+    elif options.kd_method != "logit":
+        check_states(options)
+    if options.student_tokenizer == "teacher" and not is_fresh(options.student_path):
+        raise UserError(f"--student_tokenizer is teacher, but --student_path {options.student_path} brings its own; "
+                        "only a scratch:LxH student can take another")  # fmt: skip
+
+
+def check_states(options: Options) -> None:
+    """Refuse to compare states of models that read different tokens, or attention of different numbers of heads."""
+    if not same_tokens(options):
+        raise UserError(f"--kd_method is {options.kd_method}, which compares token by token, but teacher and student "
+                        "cut texts into different tokens; use logit, a --student_path teacher:N, or scratch:LxH with "
+                        "--student_tokenizer teacher")  # fmt: skip
+    ours, theirs = (shape_of(getattr(options, flag), f"--{flag}", "num_attention_heads")
+                    for flag in ("student_path", "teacher_path"))  # fmt: skip
+    if "attention" in KD_LOSSES[options.kd_method] and ours != theirs:
+        raise UserError(f"--kd_method is {options.kd_method}, which compares head by head, but the student has {ours} "
+                        f"heads and the teacher {theirs}; use hidden or relation")  # fmt: skip
+
+
+def same_tokens(options: Options) -> bool:
+    """Whether a student that is not made of the teacher's layers reads the teacher's tokens."""
+    if is_fresh(options.student_path):
+        return options.student_tokenizer == "teacher"
+    if is_fresh(options.teacher_path):
+        return False
+    ours, theirs = (start_tokenizer(getattr(options, flag), f"--{flag}", [], options.max_length).backend_tokenizer
+                    for flag in ("student_path", "teacher_path"))  # fmt: skip
+    for tokenizer in (ours, theirs):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return ours.to_str() == theirs.to_str()
 
 
 def tokenizers(options: Options, labelled: Labelled) -> dict[str, Any]:
     """The tokenizers that the run will use, as far as they exist before it; a fresh one is learnt from a sample."""
     texts = token_sample(labelled)
     found = {"teacher": start_tokenizer(options.teacher_path, "--teacher_path", texts, options.max_length)}
-    if "distill" in PIPELINES[options.pipeline] and not options.student_path.startswith("teacher:"):
+    shared = options.student_path.startswith("teacher:") or options.student_tokenizer == "teacher"
+    if "distill" in PIPELINES[options.pipeline] and not shared:
         found["student"] = start_tokenizer(options.student_path, "--student_path", texts, options.max_length)
     return found
 
@@ -119,7 +161,8 @@ def mean_rows(rows: list[dict[str, Any]], test_share: float) -> list[dict[str, A
 def checked(options: Options) -> Labelled:
     """The labelled file; refuses, all at once, what would fail after hours of training."""
     stages = PIPELINES[options.pipeline]
-    checks = [lambda: check_start(options.teacher_path, "--teacher_path", options.max_length),
+    checks = [lambda: check_processes(options),
+              lambda: check_start(options.teacher_path, "--teacher_path", options.max_length),
               lambda: resolve_precision(options.precision, resolve_device(options.device))]  # fmt: skip
     if "distill" in stages:
         checks.append(lambda: check_student(options))
@@ -166,13 +209,17 @@ def open_experiment(options: Options) -> Iterator["Experiment"]:
         log.warning("--student_path %s is not used: %s has no distillation", options.student_path, options.pipeline)
     labelled = checked(options)
     columns = {"text_column": labelled.text, "label_columns": labelled.label_columns}
-    experiment = Experiment(resolve(options, columns), labelled)
+    options = resolve(options, columns)
+    join(options.device)
+    experiment = Experiment(options, labelled)
     with sole_user(experiment.directory), fresh_process() as elsewhere:
         for chain in experiment.chains:
             chain.elsewhere = elsewhere
-        experiment.open()
+        if is_first():
+            experiment.open()
+        wait()
         yield experiment
-        for chain in experiment.chains:
+        for chain in experiment.chains if is_first() else ():
             drop_partial(chain.directory)
 
 
@@ -195,7 +242,8 @@ class Experiment:
     def default_name(self, options: Options, parts: list) -> str:
         """Pipeline, data set and six digits of what determines the run."""
         rows = [rows_digest(split) for _, _, splits in parts for split in splits.values()]
-        run = [reproducible(options), rows, self.task.labels, source_digest(options.teacher_path)]
+        files = [file_digest(Path(path)) for path in (options.unlabeled_path,) if path]
+        run = [reproducible(options), rows, self.task.labels, source_digest(options.teacher_path), files]
         return f"{options.pipeline}_{Path(options.dataset_path).name.split('.')[0]}_{digest(run)[:6]}"
 
     def open(self) -> None:

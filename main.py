@@ -7,6 +7,7 @@ import sys
 
 from compression_config import UserError, check_versions, parse_options
 from console import is_disk_full, start_process
+from ranks import is_first
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,15 +23,18 @@ def main(argv: list[str] | None = None) -> int:
 
         with open_experiment(options) as experiment:
             if options.audit:
-                print(audit_table(experiment.audit))
+                if is_first():
+                    print(audit_table(experiment.audit))
                 return 0
             for chain in experiment.chains:
                 chain.run()
-            rows = experiment.results()
-            experiment.ship(rows)
-        print(table(rows))
+            if is_first():
+                rows = experiment.results()
+                experiment.ship(rows)
+        if is_first():
+            print(table(rows))
     except UserError as error:
-        for line in error.lines:
+        for line in error.lines if is_first() else ():
             print(f"main.py: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

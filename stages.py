@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 import benchmark
 from artifacts import (
@@ -22,12 +22,12 @@ from artifacts import (
     digest,
     find_finished,
     link_tree,
+    made_together,
     measured,
     partial_of,
     read_record,
     rows_digest,
     source_digest,
-    whole_or_absent,
     write_json,
     write_record,
 )
@@ -43,12 +43,14 @@ from compression_config import (
     as_record,
     narrow,
 )
-from distillation import distill, teacher_outputs, with_teacher_logits
+from data import write_unlabeled
+from distillation import distill, with_teacher_logits, write_teacher_outputs
 from encoders import Task
 from evaluation import Form, evaluate, fit_linear
 from export import write_onnx
 from pruning import prune
 from quantization import ENGINES, quantize
+from ranks import is_first, told_by_first, wait
 from threshold import tune
 from training import teacher
 
@@ -64,18 +66,20 @@ class Stage:
     row: str
     version: int = 1
     needs_teacher_outputs: bool = False
+    trains: bool = False  # all processes of a run make it together
 
 
 STAGES = {
-    "teacher": Stage(teacher, TeacherOptions, "teacher"),
-    "distill": Stage(distill, DistillOptions, "student", needs_teacher_outputs=True),
-    "plain": Stage(distill, DistillOptions, "student_plain"),
-    "prune": Stage(prune, PruneOptions, "pruned", needs_teacher_outputs=True),
+    "teacher": Stage(teacher, TeacherOptions, "teacher", trains=True),
+    "distill": Stage(distill, DistillOptions, "student", 2, needs_teacher_outputs=True, trains=True),
+    "plain": Stage(distill, DistillOptions, "student_plain", 2, trains=True),
+    "prune": Stage(prune, PruneOptions, "pruned", 2, needs_teacher_outputs=True, trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
     "quantize": Stage(quantize, QuantizeOptions, ""),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
+UNLABELED = "unlabeled.arrow"
 EVALUATION = 2  # grows when the code of evaluation changes what it finds
 
 
@@ -108,10 +112,18 @@ class Chain:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def write_splits(self) -> None:
-        """Keep the rows of every split, with their ids."""
-        (self.directory / "splits").mkdir(parents=True, exist_ok=True)
+        """Keep the rows of every split, with their ids; and the texts of `--unlabeled_path` that are in none."""
+        kept = self.directory / "splits"
+        kept.mkdir(parents=True, exist_ok=True)
         for name, split in self.splits.items():
-            pq.write_table(split.data.table, self.directory / "splits" / f"{name}.parquet")
+            pq.write_table(split.data.table, kept / f"{name}.parquet")
+        if path := self.options.unlabeled_path:
+            write_unlabeled(path, self.options.text_column, self.splits, kept / UNLABELED)
+
+    @cached_property
+    def unlabeled(self) -> Dataset | None:
+        """The texts that `write_splits` kept, on disk."""
+        return Dataset.from_file(str(self.directory / "splits" / UNLABELED)) if self.options.unlabeled_path else None
 
     def run(self) -> None:
         """Every stage of the pipeline, each from the one before it."""
@@ -127,14 +139,35 @@ class Chain:
 
     def stage_options(self, name: str) -> Any:
         """What the stage reads; the student without a teacher learns from hard labels alone."""
-        options = replace(self.options, kd_alpha=0.0) if name == "plain" else self.options
+        options = replace(self.options, kd_alpha=0.0, kd_method="logit") if name == "plain" else self.options
         return narrow(options, STAGES[name].options)
 
     @cached_property
     def soft_splits(self) -> DatasetDict:
-        """The splits with the teacher's logits; the teacher runs once, when the first stage needs them."""
-        outputs = teacher_outputs(self.directory / "teacher", self.splits, narrow(self.options, ComputeOptions))
-        return with_teacher_logits(self.splits, outputs)
+        """The training rows, unlabeled ones among them, and validation rows with the teacher's logits."""
+        train, validation = (self.with_outputs(name, self.splits[name]) for name in ("train", "validation"))
+        if self.unlabeled:
+            train = concatenate_datasets([train, self.with_outputs("unlabeled", self.unlabeled)])
+        return DatasetDict(train=train, validation=validation)
+
+    def with_outputs(self, name: str, rows: Dataset) -> Dataset:
+        """The rows with the teacher's logits, which are made once for these texts and this teacher, then remembered."""
+        teacher_dir, target = self.directory / "teacher", self.directory / "outputs" / name
+        options = narrow(self.options, ComputeOptions)
+
+        def make(partial: Path) -> dict[str, float]:
+            with measured() as cost:
+                write_teacher_outputs(teacher_dir, rows, partial, options)
+            return cost
+
+        known = [read_record(teacher_dir)["fingerprint"], rows_digest(rows, ("id", "text")), options.max_length]
+        self.have(f"outputs/{name}", target, digest(["outputs", *known]), teacher_dir, make)
+        return with_teacher_logits(rows, target)
+
+    @cached_property
+    def soft_digest(self) -> str:
+        """What determines the rows that a student learns from."""
+        return rows_digest(self.unlabeled, ("id", "text")) if self.unlabeled else ""
 
     def fingerprint(self, name: str, model_in: Path | str) -> str:
         """What determines the stage's result: its options, its code's version, what it starts from, its rows."""
@@ -142,34 +175,47 @@ class Chain:
         sources = [read_record(model_in)["fingerprint"] if isinstance(model_in, Path) else source_digest(model_in)]
         if name in ("distill", "plain"):
             sources.append(source_digest(self.options.student_path))
+        if stage.needs_teacher_outputs:
+            sources.append(self.soft_digest)
         return digest([name, stage.version, as_record(self.stage_options(name)), sources, self.data_digest])
 
     def stage(self, name: str, model_in: Path | str) -> Path:
         """The directory that the stage makes of `model_in`, or the remembered one; its rows are added."""
-        target, fingerprint = self.directory / name, self.fingerprint(name, model_in)
-        adopt(target, fingerprint)
+        stage, options, target = STAGES[name], self.stage_options(name), self.directory / name
+
+        def make(partial: Path) -> dict[str, float]:
+            splits = self.soft_splits if stage.needs_teacher_outputs else self.splits
+            with measured() as cost:
+                if stage.trains or is_first():
+                    stage.make(model_in, splits, self.task, partial, options)
+            return cost
+
+        fingerprint = self.fingerprint(name, model_in)
+        remembered = self.have(name, target, fingerprint, model_in, make, options=as_record(options))
+        if is_first():
+            self.add_rows(name, target, remembered)
+        return target
+
+    def have(self, name: str, target: Path, fingerprint: str, model_in: Path | str,
+             make: Callable[[Path], dict[str, float]], **about: Any) -> bool:  # fmt: skip
+        """Have the finished directory at `target`, remembered or made by `make`, which says what it cost; whether it
+        was remembered."""
         folders = [target, self.models, *([Path(self.options.reuse)] if self.options.reuse else [])]
-        found = find_finished(folders, fingerprint)
+        found = told_by_first(lambda: adopt(target, fingerprint) or find_finished(folders, fingerprint))
         if found is None:
             log.info("stage %s: from %s", name, model_in or "the training split")
-            self.make(name, model_in, target, fingerprint)
+            with made_together(target, fingerprint) as partial:
+                cost = make(partial)
+                wait()
+                if is_first():
+                    write_record(partial, stage=name, fingerprint=fingerprint, parent=str(model_in), **about, **cost)
         else:
             log.info("stage %s: remembered from %s", name, found)
             if found != target:
-                with whole_or_absent(target, fingerprint) as partial:
-                    link_tree(found, partial)
-        self.add_rows(name, target, remembered=found is not None)
-        return target
-
-    def make(self, name: str, model_in: Path | str, target: Path, fingerprint: str) -> None:
-        """Run the stage into `target`, whole or absent, with the record of how it was made."""
-        stage, options = STAGES[name], self.stage_options(name)
-        with whole_or_absent(target, fingerprint) as partial:
-            with measured() as cost:
-                splits = self.soft_splits if stage.needs_teacher_outputs else self.splits
-                stage.make(model_in, splits, self.task, partial, options)
-            write_record(partial, stage=name, fingerprint=fingerprint, parent=str(model_in),
-                         options=as_record(options), **cost)  # fmt: skip
+                with made_together(target, fingerprint) as partial:
+                    if is_first():
+                        link_tree(found, partial)
+        return found is not None
 
     def add_rows(self, name: str, directory: Path, remembered: bool) -> None:
         """Evaluate every form that the stage wrote."""

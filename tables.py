@@ -11,8 +11,8 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -231,36 +231,34 @@ def csv_rows(piece: bytes, end: int, separator: str, names: list[str]) -> pa.Tab
     return table.slice(0, kept) if [column[kept].as_py() for column in table.columns] == last_row else None
 
 
-def csv_tables(text: TextFile, separator: str, names: list[str]) -> list[pa.Table] | None:
-    """The rows, header included, as tables of whole rows; none if a row is broken or too long.
+def csv_tables(text: TextFile, separator: str, names: list[str]) -> Iterator[pa.Table]:
+    """The rows, header included, as tables of whole rows; refused if a row is broken or too long.
 
     Arrow would find the rows' ends itself, but at the edge of its blocks it loses the \\n of a quoted \\r\\n.
     """
-    tables, piece, more = [], b"", b"any"
+    piece, more = b"", b"any"
     with open_bytes(text) as source:
         while more:
             more = source.read(max(PIECE, len(piece)))
             piece += more
             for end in row_ends(piece) if more else [len(piece)]:
                 if (table := csv_rows(piece, end, separator, names)) is not None:
-                    tables.append(table)
+                    yield table
                     piece = piece[end:]
                     break
             else:
                 if not more or len(piece) > LONGEST_ROW:
-                    return None
-    return tables
+                    fault = csv_fault(text, separator, len(names))
+                    raise Unreadable(fault or f"a row is longer than {LONGEST_ROW} bytes")
 
 
-def read_csv(path: Path, codec: str | None) -> pa.Table:
+def read_csv(path: Path, codec: str | None) -> Iterator[pa.Table]:
     """Text separated by any of SEPARATORS, quoted as in RFC 4180; blank lines are no rows."""
     text = find_encoding(TextFile(path, codec))
     separator, header = find_separator(text)
-    names = clean_names(header)
-    tables = csv_tables(text, separator, names)
-    if tables is None:
-        raise Unreadable(csv_fault(text, separator, len(names)) or f"a row is longer than {LONGEST_ROW} bytes")
-    return pa.concat_tables(tables).slice(1)
+    tables = csv_tables(text, separator, clean_names(header))
+    yield next(tables).slice(1)
+    yield from tables
 
 
 def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -307,38 +305,60 @@ def json_row(place: str, value: Any) -> dict[str, str | None]:
     return value
 
 
-def read_json(path: Path, codec: str | None) -> pa.Table:
+def read_json(path: Path, codec: str | None) -> Iterator[pa.Table]:
     """JSON Lines or an array of objects: numbers as they are written, a key that is missing as null."""
-    tables, names = [pa.table({})], {}
+    names: dict[str, None] = {}
     with open_lines(find_encoding(TextFile(path, codec)), None) as lines:
         rows = (json_row(place, value) for place, value in json_objects(lines))
         while batch := list(islice(rows, 10_000)):
             names |= dict.fromkeys(name for row in batch for name in row)
-            tables.append(pa.table({name: pa.array([row.get(name) for row in batch], pa.string()) for name in names}))
-    table = pa.concat_tables(tables, promote_options="default")
-    return table.rename_columns(clean_names(names))
+            columns = [pa.array([row.get(name) for row in batch], pa.string()) for name in names]
+            yield pa.table(columns, clean_names(names))
 
 
-def read_parquet(path: Path, codec: str | None) -> pa.Table:
+def casts_to_text(file: pa.parquet.ParquetFile, field: pa.Field) -> bool:
+    """Whether every value of a column can be cast to text; in a binary column each is looked at."""
+    if pa.types.is_nested(field.type):
+        return False
+    by_value = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    parts = file.iter_batches(columns=[field.name]) if by_value else [[pa.nulls(0, field.type)]]
+    try:
+        for part in parts:
+            part[0].cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return True
+
+
+def read_parquet(path: Path, codec: str | None) -> Iterator[pa.Table]:
     """The columns that can be cast to text; the log names the others."""
-    file, texts = pa.parquet.ParquetFile(path, page_checksum_verification=True), {}
+    file = pa.parquet.ParquetFile(path, page_checksum_verification=True)
     names = clean_names(file.schema_arrow.names)
-    for name, field in zip(tqdm(names, f"read {path.name}", leave=False, delay=BAR_DELAY_S), file.schema_arrow,
-                           strict=True):  # fmt: skip
-        if not pa.types.is_nested(field.type):
-            column = file.read(columns=[field.name])[field.name]
-            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                texts[name] = column.cast(pa.string())
-    left_out = [name for name in names if name not in texts]
+    fields = zip(names, file.schema_arrow, strict=True)
+    kept = {field.name: name for name, field in fields if casts_to_text(file, field)}
+    left_out = [name for name in names if name not in kept.values()]
     if left_out:
         log.info("%s: columns that hold no plain values are left out: %s", path, ", ".join(left_out))
-    table = pa.table(texts)
-    table.validate(full=True)
-    return table
+    with tqdm(total=file.metadata.num_rows, desc=f"read {path.name}", leave=False, delay=BAR_DELAY_S) as bar:
+        for batch in file.iter_batches(columns=[*kept]):
+            bar.update(batch.num_rows)
+            part = pa.table({kept[name]: batch[name].cast(pa.string()) for name in batch.schema.names})
+            part.validate(full=True)
+            yield part
 
 
-READERS = {".csv": read_csv, ".tsv": read_csv, ".txt": read_csv, ".jsonl": read_json, ".ndjson": read_json,
-           ".json": read_json, ".parquet": read_parquet}  # fmt: skip
+def read_lines(path: Path, codec: str | None) -> Iterator[pa.Table]:
+    """Every line as a row of one column, `text`."""
+    with open_lines(find_encoding(TextFile(path, codec)), None) as lines:
+        while batch := [line.rstrip("\n") for line in islice(lines, 10_000)]:
+            yield pa.table({"text": pa.array(batch, pa.string())})
+
+
+Reader = Callable[[Path, str | None], Iterator[pa.Table]]
+READERS: dict[str, Reader] = {
+    ".csv": read_csv, ".tsv": read_csv, ".txt": read_csv, ".jsonl": read_json, ".ndjson": read_json, ".json": read_json,
+    ".parquet": read_parquet,
+}  # fmt: skip
 
 
 def find_reader(path: Path) -> tuple[str, str | None]:
@@ -350,8 +370,8 @@ def find_reader(path: Path) -> tuple[str, str | None]:
     return suffix, codec
 
 
-def read_table(path: str, flag: str) -> pa.Table:
-    """The file as strings and nulls; UserError in one line where it is missing, damaged, ambiguous or empty."""
+def stream_tables(path: str, flag: str, readers: dict[str, Reader] = READERS) -> Iterator[pa.Table]:
+    """The file as strings and nulls, part by part; UserError in one line where it is missing, damaged, ambiguous."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -359,12 +379,28 @@ def read_table(path: str, flag: str) -> pa.Table:
         if not file.stat().st_size:
             raise Unreadable("that file is empty")
         suffix, codec = find_reader(file)
-        table = READERS[suffix](file, codec)
-        if not table.num_rows:
-            raise Unreadable("it holds no rows")
-        return table
+        yield from readers[suffix](file, codec)
+        return
     except Unreadable as error:
         reason = str(error)
     except (pa.ArrowException, OSError, MemoryError) as error:
         reason = f"it cannot be read: {error}"
     raise UserError(f"{flag} is {path}, but {reason[:300]}")
+
+
+def read_table(path: str, flag: str) -> pa.Table:
+    """The whole file as strings and nulls; UserError in one line where it cannot be had, or is empty."""
+    table = pa.concat_tables([pa.table({}), *stream_tables(path, flag)], promote_options="default")
+    if not table.num_rows:
+        raise UserError(f"{flag} is {path}, but it holds no rows")
+    return table
+
+
+def stream_texts(path: str, flag: str, column: str | None) -> Iterator[pa.ChunkedArray]:
+    """The texts of a file without labels, part by part: the lines of .txt, else `column`, or the only column."""
+    for table in stream_tables(path, flag, READERS | {".txt": read_lines}):
+        names = table.column_names
+        if column not in names and len(names) != 1:
+            raise UserError(f"{flag} is {path}, but has no column {column}; it has {', '.join(names)}")
+        yield table[column if column in names else names[0]]
+

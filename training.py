@@ -31,14 +31,16 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from artifacts import CHECKPOINTS
 from compression_config import TeacherOptions, TrainingOptions, UserError
-from data import label_array, tokenize
+from data import label_array, token_lengths, tokenize
 from encoders import Task, read_config, start_teacher
 from evaluation import decide, macro_f1
-from losses import balanced_weights, hard_label_loss
+from losses import NO_LABEL, balanced_weights, hard_label_loss
+from ranks import is_first, process_count, rank, wait
 
 log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, labels, teacher logits) -> scalar
+LiveLoss = Callable[[dict[str, Tensor]], Tensor]  # (batch that the model has just run on) -> scalar
 
 
 def resolve_device(device: str) -> str:
@@ -79,22 +81,24 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class ClassifierTrainer(Trainer):
-    """The Trainer with our loss, and an order of batches that can be resumed."""
+    """The Trainer with our loss (and `live`, one that runs a second model), and an order of batches that resumes."""
 
-    def __init__(self, loss: Loss, **kwargs: Any):
+    def __init__(self, loss: Loss, live: LiveLoss | None, **kwargs: Any):
         super().__init__(**kwargs)
-        self.loss = loss
+        self.loss, self.live = loss, live
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        lengths = [len(ids) for ids in self.train_dataset[:]["input_ids"]]
-        return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
+        batch = self.args.train_batch_size * process_count()  # whose parts then go to the processes in turn
+        return LengthGroupedSampler(token_lengths(self.train_dataset), batch, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         """Our loss of the float32 logits; teacher outputs ride along as a column."""
         labels, teacher_logits = inputs.pop("labels"), inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
         loss = self.loss(outputs.logits.float(), labels, teacher_logits)
+        if self.live and model.training:
+            loss = loss + self.live(inputs)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -116,13 +120,14 @@ def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr
     """The Trainer's settings; `options` hold a resolved device and precision."""
     arguments = TrainingArguments(
         output_dir=str(work_dir / CHECKPOINTS), num_train_epochs=epochs, learning_rate=lr,
-        per_device_train_batch_size=options.batch, per_device_eval_batch_size=2 * options.batch,
+        per_device_train_batch_size=options.batch // process_count(), per_device_eval_batch_size=2 * options.batch,
         weight_decay=options.weight_decay, warmup_steps=options.warmup_ratio, lr_scheduler_type="linear",
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
         seed=options.seed, bf16=options.precision == "bf16", fp16=options.precision == "fp16",
         use_cpu=options.device == "cpu", dataloader_pin_memory=options.device != "cpu", label_names=["labels"],
         restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none", disable_tqdm=False,
+        ddp_backend="gloo" if options.device == "cpu" and process_count() > 1 else None,
     )  # fmt: skip
     arguments._n_gpu = min(1, arguments.n_gpu)  # one device, where the Trainer would split each batch over all
     return arguments
@@ -139,7 +144,9 @@ def is_complete(checkpoint: Path) -> bool:
         step = read_state(checkpoint)["global_step"]
     except (OSError, ValueError):
         return False
-    files = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    count = process_count()
+    states = ["rng_state.pth"] if count == 1 else [f"rng_state_{number}.pth" for number in range(count)]
+    files = ("model.safetensors", "optimizer.pt", "scheduler.pt", *states)
     return checkpoint.name == f"checkpoint-{step}" and all((checkpoint / name).is_file() for name in files)
 
 
@@ -169,13 +176,17 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 def train_(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: DatasetDict, work_dir: Path,
-    options: TrainingOptions, *, epochs: int, lr: float, loss: Loss, callbacks: tuple[TrainerCallback, ...] = (),
+    options: TrainingOptions, *, epochs: int, lr: float, loss: Loss, live: LiveLoss | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
 ) -> list[dict]:  # fmt: skip
     """Train `model` in place and leave the weights of the best validation epoch in it; the history of all epochs."""
-    parts = {name: tokenize(splits[name], tokenizer, options.max_length) for name in ("train", "validation")}
-    by_length = np.argsort([len(ids) for ids in parts["validation"][:]["input_ids"]], kind="stable")
+    tokens = work_dir / CHECKPOINTS / f"tokens-{rank()}"
+    tokens.mkdir(parents=True, exist_ok=True)
+    parts = {name: tokenize(splits[name], tokenizer, options.max_length, tokens / f"{name}.arrow")
+             for name in ("train", "validation")}  # fmt: skip
+    by_length = np.argsort(token_lengths(parts["validation"]), kind="stable")
     trainer = ClassifierTrainer(
-        loss, model=model, args=training_arguments(work_dir, options, epochs, lr), train_dataset=parts["train"],
+        loss, live, model=model, args=training_arguments(work_dir, options, epochs, lr), train_dataset=parts["train"],
         eval_dataset=parts["validation"].select(by_length), data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=validation_metrics,
         callbacks=[EarlyStoppingCallback(options.early_stopping_patience), *callbacks],
@@ -185,6 +196,7 @@ def train_(
     last = last_checkpoint(work_dir / CHECKPOINTS)
     if last is None or not has_ended(last, epochs, options.early_stopping_patience):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+        wait()
         last = last_checkpoint(work_dir / CHECKPOINTS)
     load_best_(model, last)
     return read_state(last)["log_history"]
@@ -194,14 +206,16 @@ def hard_weights(splits: DatasetDict, task: Task, options: TrainingOptions) -> T
     """`--class_weights` as a tensor [labels] on the training device, or None."""
     if options.class_weights == "none":
         return None
-    labels = torch.as_tensor(label_array(splits["train"]))
+    labels = torch.tensor(label_array(splits["train"]))
+    labels = labels[(labels if labels.ndim == 1 else labels[:, 0]) != NO_LABEL]
     return balanced_weights(labels, len(task.labels)).float().to(options.device)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
     """Write a plain Hugging Face checkpoint."""
-    model.save_pretrained(out_dir)
-    tokenizer.save_pretrained(out_dir)
+    if is_first():
+        model.save_pretrained(out_dir)
+        tokenizer.save_pretrained(out_dir)
     return out_dir
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
 
 import artifacts
+import stages
 from compression_config import (
     DataOptions,
     Options,
@@ -39,6 +40,9 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "teacher_path": ALL, "teacher_epochs": ALL, "teacher_lr": ALL,
     "student_path": ALL - {"teacher"}, "epochs": ALL - {"teacher"},
     "lr": ALL - {"teacher"}, "kd_alpha": ALL - {"teacher"}, "kd_temperature": ALL - {"teacher"},
+    "student_tokenizer": ALL - {"teacher"}, "kd_method": ALL - {"teacher"}, "kd_hidden_weight": ALL - {"teacher"},
+    "kd_attention_weight": ALL - {"teacher"}, "kd_relation_weight": ALL - {"teacher"},
+    "unlabeled_path": ALL - {"teacher"},
     "prune_method": {"prune", "quantize"}, "prune_sparsity": {"prune", "quantize"},
     "prune_layers": {"prune", "quantize"}, "fine_tune_epochs": {"prune", "quantize"},
     "calibration_samples": {"prune", "quantize"}, "quant_method": {"quantize"},
@@ -47,7 +51,8 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
 }  # fmt: skip
 FROM_THE_FILE = {"dataset_path", "text_column", "label_columns", "validation_fraction", "test_fraction",
-                 "data_fraction", "group_column", "num_folds", "validation_path", "test_path"}  # fmt: skip
+                 "data_fraction", "group_column", "num_folds", "validation_path", "test_path",
+                 "unlabeled_path"}  # fmt: skip
 
 
 def test_the_list_of_what_invalidates_what_is_complete():
@@ -246,12 +251,22 @@ def test_the_same_command_makes_nothing_again(first_run, run_main, tiny_csv, mon
     def forbidden(*_):
         raise AssertionError("a stage was made again")
 
-    monkeypatch.setattr(Chain, "make", forbidden)
+    monkeypatch.setattr(stages, "measured", forbidden)
     argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), *SMALL]
     assert run_main([*argv, "--experiment", "first"]) == 0
     assert all(remembered(first_run, "first").values())
     assert run_main([*argv, "--experiment", "second"]) == 0  # no stage reads --experiment
     assert all(remembered(first_run, "second").values())
+
+
+def test_another_temperature_does_not_run_the_teacher_again(first_run, run_main, tiny_csv, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("the teacher ran again")
+
+    monkeypatch.setattr(stages, "write_teacher_outputs", forbidden)
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), "--kd_temperature", "4", *SMALL]
+    assert run_main([*argv, "--experiment", "warmer"]) == 0
+    assert remembered(first_run, "warmer")["student"] is False
 
 
 def test_another_quantization_remembers_all_before_it(first_run, run_main, tiny_csv):

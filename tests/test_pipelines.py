@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from compression_config import PIPELINES
+from compression_config import PIPELINES, DataOptions
+from data import load_splits
 from quantization import ENGINES
 
 METHODS = {"prune": ("magnitude", "wanda"), "quantize": ("fp16", "dynamic", "static", "int4")}
@@ -74,6 +76,12 @@ def check_rows(rows: list[dict], stages: tuple[str, ...], output: Path) -> None:
     if "prune" in stages:
         assert by_stage["pruned"]["sparsity"] == pytest.approx(0.4, abs=0.01)
         assert final["sparsity"] >= by_stage["pruned"]["sparsity"] - 1e-9
+
+
+def test_every_row_is_measured_on_the_test_rows_alone(output, tiny_csv):
+    wanted = load_splits(DataOptions(dataset_path=str(tiny_csv)))[0]["test"]["id"][:]
+    found = [pd.read_parquet(path)["id"].tolist() for path in output.glob("models/*/predictions/*.parquet")]
+    assert found and all(ids == wanted for ids in found)
 
 
 def test_stages_in_common_are_made_once(output):

@@ -1,6 +1,7 @@
 """Stages and measurement on tiny models: the right rows, the right tokenizer, the right file."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import distillation
 from benchmark import add_speedups
 from compression_config import ComputeOptions, DataOptions, DistillOptions, Options, PruneOptions, narrow
 from data import label_array, load_splits
-from distillation import teacher_outputs, with_teacher_logits
+from distillation import with_teacher_logits, write_teacher_outputs
 from encoders import Task, encoder_linears, scratch_model, start_student
 from evaluation import Form, agreement, decide, evaluate, macro_f1, probabilities, quality, read_logits
 from inference import load, predict_logits
@@ -43,14 +44,25 @@ def teacher_dir(splits, tmp_path_factory):
     return save_model(*scratch_model("scratch:2x64", TASK, splits["train"][:]["text"], 32), folder)
 
 
-def test_teacher_outputs_are_joined_by_row_id(teacher_dir, splits, options):
-    outputs = teacher_outputs(teacher_dir, splits, narrow(options, ComputeOptions))
-    joined = with_teacher_logits(DatasetDict({name: split.shuffle(seed=3) for name, split in splits.items()}), outputs)
+def soft(teacher_dir: Path, splits: DatasetDict, options: Options, folder: Path) -> DatasetDict:
+    """Training and validation rows with the teacher's logits."""
+    found = {}
+    for name in ("train", "validation"):
+        (folder / name).mkdir()
+        write_teacher_outputs(teacher_dir, splits[name], folder / name, narrow(options, ComputeOptions))
+        found[name] = with_teacher_logits(splits[name], folder / name)
+    return DatasetDict(found)
+
+
+@pytest.mark.parametrize("window", [7, 1000])
+def test_teacher_outputs_are_joined_by_row_id(window, teacher_dir, splits, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation, "WINDOW", window)
+    write_teacher_outputs(teacher_dir, splits["train"], tmp_path, narrow(options, ComputeOptions))
+    joined = with_teacher_logits(splits["train"].shuffle(seed=3), tmp_path)
     engine = load(teacher_dir, "torch", 32)
-    for row in list(joined["train"])[:10] + list(joined["validation"])[:5]:
-        alone = predict_logits(engine, [row["text"]])[0]
-        assert np.allclose(row["teacher_logits"], alone, atol=1e-5)
-    assert "teacher_logits" not in joined["test"].column_names
+    assert joined["id"][:] == splits["train"].shuffle(seed=3)["id"][:]
+    for row in list(joined)[:20]:
+        assert np.allclose(row["teacher_logits"], predict_logits(engine, [row["text"]])[0], atol=1e-5)
 
 
 def test_a_student_reads_with_its_own_tokenizer(teacher_dir, splits, options, tmp_path, monkeypatch):
@@ -65,11 +77,11 @@ def test_a_student_reads_with_its_own_tokenizer(teacher_dir, splits, options, tm
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_recovery_keeps_the_zeros_and_moves_the_rest(method, teacher_dir, splits, options, tmp_path):
-    soft = with_teacher_logits(splits, teacher_outputs(teacher_dir, splits, narrow(options, ComputeOptions)))
-    del soft["test"]  # no stage may look at it
+def test_recovery_keeps_the_zeros_and_moves_the_rest(
+    method, teacher_dir, splits, options, tmp_path, tmp_path_factory
+):
     chosen = replace(narrow(options, PruneOptions), prune_method=method, prune_sparsity=0.5)
-    prune(teacher_dir, soft, TASK, tmp_path, chosen)
+    prune(teacher_dir, soft(teacher_dir, splits, options, tmp_path_factory.mktemp("soft")), TASK, tmp_path, chosen)
     before, after = load_file(teacher_dir / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     name = "bert.encoder.layer.0.intermediate.dense.weight"
     assert (after[name] == 0).sum(dim=1).tolist() == [32] * 256

@@ -1,0 +1,57 @@
+"""The processes of one run: plain `python main.py` is one, `accelerate launch` and `torchrun` start several.
+
+All of them walk through the same code; only the first writes, evaluates, times and speaks. Environment variables that
+both launchers set (RANK, WORLD_SIZE) say which process this is; torch is imported where there are several.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+PATIENCE = timedelta(days=7)  # how long the others wait while the first evaluates and times
+
+
+def process_count() -> int:
+    """How many processes share the run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def join(device: str) -> None:
+    """Connect the processes, once; gloo carries what lies on the CPU, nccl what lies on GPUs."""
+    import torch
+
+    if process_count() > 1 and not torch.distributed.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+
+
+def told_by_first(ask: Callable[[], Answer]) -> Answer:
+    """The first process's answer, in all of them."""
+    if process_count() == 1:
+        return ask()
+    import torch
+
+    answer = [ask() if is_first() else None]
+    torch.distributed.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+    return answer[0]
+
+
+def wait() -> None:
+    """Return once every process has come here."""
+    if process_count() > 1:
+        import torch
+
+        torch.distributed.barrier()
