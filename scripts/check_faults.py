@@ -5,6 +5,7 @@ the exit code is 1 where one is missed. `python scripts/check_faults.py [WORD]` 
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ class Fault(NamedTuple):
 
 MATHS, STAGES, SPLITS = "tests/test_compression.py", "tests/test_stages.py", "tests/test_splits.py"
 PIPELINES, UNCERTAINTY = "tests/test_pipelines.py", "tests/test_uncertainty.py"
+KD = "tests/test_distillation.py"
 MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
 FAULTS = (
     Fault("teacher logits shifted by one row", "distillation.py", "index_in(ours, theirs).to_pylist())",
@@ -48,6 +50,27 @@ FAULTS = (
     Fault("student fed the teacher's ids", "distillation.py", "    soft = partial(",
           "    tokenizer = __import__('transformers').AutoTokenizer.from_pretrained(model_in)\n    soft = partial(",
           f"{STAGES} -k own_tokenizer"),
+    Fault("relation KL swapped", "losses.py", "(theirs.exp() * (theirs - ours))", "(ours.exp() * (ours - theirs))", KD),
+    Fault("relations not scaled by width", "losses.py", "vectors.shape[-1] ** 0.5", "1", KD),
+    Fault("relations with padding", "losses.py", "return scores.masked_fill(mask[:, None, None, :] == 0,",
+          "return scores.masked_fill(mask[:, None, None, :] < 0,", KD),
+    Fault("hidden states of padding compared", "losses.py", "values[mask.bool()].mean()", "values.mean()", KD),
+    Fault("attention of padding compared", "losses.py", ".mean(dim=1)[both].mean()", ".mean()", KD),
+    Fault("only the first layer compared", "losses.py", "pairs = zip(student.hidden, teacher.hidden, strict=True)",
+          "pairs = zip(student.hidden[:1], teacher.hidden[:1], strict=True)", KD),
+    Fault("weights of the losses of states ignored", "losses.py", "sum(weight * STATE", "sum(STATE", KD),
+    Fault("layers paired from the bottom", "distillation.py",
+          "max(round((i + 1) * teacher_layers / student_layers) - 1, 0)", "min(i, teacher_layers - 1)", KD),
+    Fault("states of the batch before", "distillation.py", "            kept.clear()", "            pass",
+          f"{KD} -k watched"),
+    Fault("keys taken for queries", "encoders.py", '("query", "key", "value")', '("key", "value", "query")',
+          f"{KD} -k watched"),
+    Fault("the projection shipped", "distillation.py", "        del student.kd_project", "        pass",
+          f"{KD} -k narrower"),
+    Fault("a hard loss without a label", "losses.py", "!= NO_LABEL\n    if not", ">= NO_LABEL\n    if not", KD),
+    Fault("transfer texts from the test split", "data.py", "~(empties | leaks | copies)", "~(empties | copies)", KD),
+    Fault("other texts' outputs remembered", "stages.py", 'rows_digest(rows, ("id", "text"))', "len(rows) > 1",
+          f"{KD} -k without_labels"),
     Fault("masks not re-applied in recovery", "pruning.py", "        apply_masks_(model, self.masks)", "        pass",
           f"{STAGES} -k recovery"),
     Fault("masks held on the first step alone", "pruning.py", "        apply_masks_(model, self.masks)",
@@ -151,7 +174,7 @@ def is_caught(fault: Fault, copy: Path) -> bool:
     if sound.count(fault.old) != 1:
         raise SystemExit(f"{fault.name}: {fault.file} holds {sound.count(fault.old)} times, not once: {fault.old}")
     path.write_text(sound.replace(fault.old, fault.new), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *fault.tests.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(fault.tests)]
     done = subprocess.run(command, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     path.write_text(sound, encoding="utf-8")
     if done.returncode not in (0, 1):  # 1: tests failed; anything else: they never ran

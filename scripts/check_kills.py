@@ -77,10 +77,11 @@ def main() -> int:
         raise SystemExit(f"the undisturbed run failed: see {calm}.log")
     whole = time.monotonic() - began
     print(f"undisturbed: {whole:.0f} s", flush=True)
-    kills = 0
-    for turn in range(args.kills):  # 10 s of start-up, then 2 to 8 % of the whole run, in a scattered order
-        spread = (turn * 7) % args.kills / args.kills
+    kills = turn = 0
+    while kills < args.kills and turn < 2 * args.kills:  # a run that had ended before its moment counts for nothing
+        spread = (turn * 7) % args.kills / args.kills  # in a scattered order; 10 s are start-up
         kills += kill_after(killed, words, 10 + whole * (0.02 + 0.06 * spread), while_writing=turn % 3 == 2)
+        turn += 1
     if start(killed, words).wait():
         raise SystemExit(f"the run failed after {kills} kills: see {killed}.log")
     equal, left = figures(calm) == figures(killed) != {}, list(killed.rglob("*.partial"))

@@ -48,6 +48,8 @@ def test_hidden_loss_by_hand():
     theirs = States([torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])], [], [])
     assert hidden_loss(ours, theirs, torch.tensor([[1, 0]])).item() == (1 + 4) / 2
     assert hidden_loss(ours, theirs, torch.tensor([[1, 1]])).item() == (1 + 4 + 81 + 81) / 4
+    two = States([*ours.hidden, torch.zeros(1, 2, 2)], [], [])
+    assert hidden_loss(two, States(theirs.hidden * 2, [], []), torch.tensor([[1, 0]])).item() == (2.5 + 16 / 2) / 2
 
 
 def test_attention_loss_by_hand():
@@ -154,8 +156,8 @@ def test_what_is_watched_is_what_the_model_computes(family):
     batch = {"input_ids": torch.tensor([[2, 7, 8, 3], [2, 9, 3, 1]]), "attention_mask": MASK + (MASK.cumsum(1) == 3)}
     batch["attention_mask"] = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     watch = Watch(model)
-    for _ in range(2):  # a second pass forgets the first
-        outputs = model(**batch, output_hidden_states=True, output_attentions=True)
+    for ids in (batch["input_ids"].flip(0), batch["input_ids"]):  # a second pass forgets the first
+        outputs = model(**batch | {"input_ids": ids}, output_hidden_states=True, output_attentions=True)
     found = watch.states(STATE_LOSSES, [0, 1, 2], relation_heads=4)
     for layer in range(3):
         assert torch.allclose(found.hidden[layer], outputs.hidden_states[layer + 1], atol=1e-6)
