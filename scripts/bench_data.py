@@ -1,7 +1,8 @@
 """Read, audit and split a file of a million rows, against `pandas.read_csv` and a bare NFC pass over its texts.
 
 `python scripts/bench_data.py [--rows 1000000]`. Each runs in a process of its own, in turn; prints seconds, the peak
-of the memory, and the ratio. Exit code 1 where the ratio is above 2 or the peak above 2 GiB.
+of the memory, and the ratio. Exit code 1 where the ratio is above 2 or the peak above 2 GiB. Then as many lines of
+text without labels, as `--unlabeled_path` takes them, up to the tokens that a student reads.
 """
 
 import argparse
@@ -59,6 +60,34 @@ def ours(path: str) -> tuple[float, float]:
     return end - start - (trained - split), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def unlabeled(path: str) -> dict[str, tuple[float, float]]:
+    """Seconds of a step over a file of lines, and the peak memory (MiB) up to its end."""
+    from datasets import Dataset, DatasetDict
+
+    from artifacts import rows_digest
+    from data import token_lengths, tokenize, write_unlabeled
+    from encoders import train_wordpiece
+
+    rows = {name: Dataset.from_dict({"id": [0], "text": [f"a {name} text"], "label": [0]})
+            for name in ("train", "validation", "test")}  # fmt: skip
+    folder, found, start = Path(path).parent, {}, time.perf_counter()
+
+    def step(name: str) -> None:
+        nonlocal start
+        found[name] = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        start = time.perf_counter()
+
+    texts = write_unlabeled(path, "text", DatasetDict(rows), folder / "unlabeled.arrow")
+    step("read and cleared of copies")
+    rows_digest(texts)
+    step("fingerprinted")
+    tokenizer = train_wordpiece(texts["text"][:10_000], 128)
+    start = time.perf_counter()
+    token_lengths(tokenize(texts, tokenizer, 128, folder / "tokens.arrow"))
+    step("tokenized")
+    return found
+
+
 def bare(path: str) -> tuple[float, float]:
     """Seconds and peak memory (MiB) of the least one could do."""
     import pandas as pd
@@ -70,7 +99,7 @@ def bare(path: str) -> tuple[float, float]:
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def alone(function, path: str) -> tuple[float, float]:
+def alone(function, path: str):
     """`function(path)` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, path).result()
@@ -86,6 +115,11 @@ def main() -> int:
         write_file(path, rows)
         print(f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB", flush=True)
         rounds = [(alone(ours, str(path)), alone(bare, str(path))) for _ in range(3)]
+        lines = Path(folder) / "lines.txt"
+        with lines.open("w", encoding="utf-8") as file, path.open(newline="", encoding="utf-8") as table:
+            file.writelines(row["text"] + "\n" for row in csv.DictReader(table))
+        for name, (seconds, peak) in alone(unlabeled, str(lines)).items():
+            print(f"lines without labels {name}: {rows / seconds:.0f} rows/s, peak {peak:.0f} MiB", flush=True)
     for (seconds, peak), (least, least_peak) in rounds:
         print(f"read, audited, split: {seconds:.2f} s, peak {peak:.0f} MiB; pandas.read_csv and NFC: {least:.2f} s, "
               f"peak {least_peak:.0f} MiB; ratio {seconds / least:.2f}")  # fmt: skip
