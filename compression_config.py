@@ -124,6 +124,8 @@ class TrainingOptions(ComputeOptions):
     weight_decay: float = knob(float, 0.01, "AdamW weight decay", rule=NOT_NEGATIVE)
     warmup_ratio: float = knob(float, 0.1, "share of the steps over which the learning rate rises",
                                rule=SHARE_BELOW_ONE)  # fmt: skip
+    accumulate: int = knob(int, 1, "parts that a batch is computed in, one after the other, to fit into less memory",
+                           rule=POSITIVE)  # fmt: skip
     class_weights: str = knob(str, "none", "weight rare labels up in the hard-label loss",
                               choices=("none", "balanced"))  # fmt: skip
     early_stopping_patience: int = knob(int, 2, "epochs without a better validation macro-F1 before stopping",

@@ -78,8 +78,9 @@ def collect_errors(*checks: Callable[[], Any]) -> None:
 
 def check_processes(options: Options) -> None:
     """Refuse a batch that cannot be shared out evenly."""
-    if options.batch % process_count():
-        raise UserError(f"--batch is {options.batch}, but must be a multiple of the {process_count()} processes")
+    if options.batch % (process_count() * options.accumulate):
+        raise UserError(f"--batch is {options.batch}, but must be a multiple of {process_count()} (processes) times "
+                        f"{options.accumulate} (--accumulate)")  # fmt: skip
 
 
 def check_student(options: Options) -> None:

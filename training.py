@@ -89,7 +89,8 @@ class ClassifierTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        batch = self.args.train_batch_size * process_count()  # whose parts then go to the processes in turn
+        parts = process_count() * self.args.gradient_accumulation_steps  # of a batch, which go out in turn
+        batch = self.args.train_batch_size * parts
         return LengthGroupedSampler(token_lengths(self.train_dataset), batch, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
@@ -120,7 +121,8 @@ def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr
     """The Trainer's settings; `options` hold a resolved device and precision."""
     arguments = TrainingArguments(
         output_dir=str(work_dir / CHECKPOINTS), num_train_epochs=epochs, learning_rate=lr,
-        per_device_train_batch_size=options.batch // process_count(), per_device_eval_batch_size=2 * options.batch,
+        per_device_train_batch_size=options.batch // (process_count() * options.accumulate),
+        gradient_accumulation_steps=options.accumulate, per_device_eval_batch_size=2 * options.batch,
         weight_decay=options.weight_decay, warmup_steps=options.warmup_ratio, lr_scheduler_type="linear",
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,

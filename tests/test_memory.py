@@ -36,7 +36,7 @@ ALL = {"teacher", "distill", "prune", "quantize"}
 INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
     "dataset_path": ALL, "text_column": ALL, "label_columns": ALL, "validation_fraction": ALL, "test_fraction": ALL,
     "data_fraction": ALL, "seed": ALL, "max_length": ALL, "batch": ALL, "device": ALL, "precision": ALL,
-    "weight_decay": ALL, "warmup_ratio": ALL, "class_weights": ALL, "early_stopping_patience": ALL,
+    "weight_decay": ALL, "accumulate": ALL, "warmup_ratio": ALL, "class_weights": ALL, "early_stopping_patience": ALL,
     "teacher_path": ALL, "teacher_epochs": ALL, "teacher_lr": ALL,
     "student_path": ALL - {"teacher"}, "epochs": ALL - {"teacher"},
     "lr": ALL - {"teacher"}, "kd_alpha": ALL - {"teacher"}, "kd_temperature": ALL - {"teacher"},

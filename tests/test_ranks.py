@@ -33,7 +33,7 @@ def test_a_process_alone_is_the_first_of_one():
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="--batch is 32, but must be a multiple of the 3 processes"):
+    with pytest.raises(UserError, match=r"--batch is 32, but must be a multiple of 3 \(processes\) times 1"):
         check_processes(Options())
 
 

@@ -10,18 +10,28 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import distillation
 from benchmark import add_speedups
-from compression_config import ComputeOptions, DataOptions, DistillOptions, Options, PruneOptions, narrow
+from compression_config import (
+    ComputeOptions,
+    DataOptions,
+    DistillOptions,
+    Options,
+    PruneOptions,
+    TeacherOptions,
+    narrow,
+)
 from data import label_array, load_splits
 from distillation import with_teacher_logits, write_teacher_outputs
 from encoders import Task, encoder_linears, scratch_model, start_student
 from evaluation import Form, agreement, decide, evaluate, macro_f1, probabilities, quality, read_logits
 from inference import load, predict_logits
+from losses import hard_label_loss
 from pruning import prune, sparsity_of
 from report import verdicts
-from training import LengthGroupedSampler, save_model
+from training import LengthGroupedSampler, save_model, train_
 
 TASK = Task(("0", "1"), False)
 
@@ -87,6 +97,20 @@ def test_recovery_keeps_the_zeros_and_moves_the_rest(
     assert (after[name] == 0).sum(dim=1).tolist() == [32] * 256
     kept = after[name] != 0
     assert not torch.equal(before[name][kept], after[name][kept])
+
+
+def test_a_batch_in_parts_trains_the_same_weights(teacher_dir, splits, options, tmp_path):
+    splits = DatasetDict(splits | {"train": splits["train"].select(range(96))})
+    weights = {}
+    for parts in (1, 4):
+        set_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            teacher_dir, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
+        chosen = replace(narrow(options, TeacherOptions), accumulate=parts)
+        train_(model, AutoTokenizer.from_pretrained(teacher_dir), splits, tmp_path / str(parts), chosen, epochs=2,
+               lr=1e-3, loss=lambda logits, labels, _: hard_label_loss(logits, labels))  # fmt: skip
+        weights[parts] = model.state_dict()
+    assert max((weights[1][name] - weights[4][name]).abs().max().item() for name in weights[1]) < 1e-5
 
 
 def test_what_is_evaluated_is_the_directory_named(teacher_dir, splits, tmp_path):
