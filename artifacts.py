@@ -163,16 +163,13 @@ def made_together(target: Path, fingerprint: str) -> Iterator[Path]:
 
 def drop_partial(folder: Path) -> None:
     """Remove what killed runs left in `folder`, once everything there is whole."""
-    for path in folder.glob("*.partial"):
+    for path in list(folder.rglob("*.partial")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, for all processes of a run; UserError where another run holds it."""
-    if not is_first():
-        yield
-        return
+    """Hold the folder's lock; UserError where another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):

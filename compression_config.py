@@ -380,8 +380,8 @@ def combination_errors(options: Options) -> list[str]:
     if options.unlabeled_path and not {"distill", "prune"} & set(PIPELINES[options.pipeline]):
         errors.append(f"--unlabeled_path is given, but --pipeline {options.pipeline} trains nothing on the teacher's "
                       "outputs")  # fmt: skip
-    if options.unlabeled_path and not options.kd_alpha:
-        errors.append("--unlabeled_path is given with --kd_alpha 0, but without labels only the soft loss can teach")
+    if options.unlabeled_path and not options.kd_alpha and options.kd_method == "logit":
+        errors.append("--unlabeled_path is given with --kd_alpha 0, but without labels only the teacher can teach")
     if options.kd_baseline and "distill" not in PIPELINES[options.pipeline]:
         errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
     return errors

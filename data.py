@@ -483,6 +483,12 @@ def write_unlabeled(path: str, column: str, splits: DatasetDict, out_path: Path)
     return unlabeled
 
 
+def labelled_rows(split: Dataset) -> Dataset:
+    """The rows of a split that carry a label; those of `--unlabeled_path` stand behind them."""
+    labels = label_array(split)
+    return split.select(range(int(((labels if labels.ndim == 1 else labels[:, 0]) != NO_LABEL).sum())))
+
+
 def label_array(split: Dataset) -> np.ndarray:
     """Labels as [rows] of class ids, or [rows, labels] of 0.0/1.0."""
     values = split.select_columns("label").with_format("arrow")[:]["label"].combine_chunks()
@@ -490,14 +496,17 @@ def label_array(split: Dataset) -> np.ndarray:
     return pc.list_flatten(values).to_numpy().reshape(len(values), -1) if several else values.to_numpy()
 
 
-def tokenize(split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, out_path: Path) -> Dataset:
+def write_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, out_path: Path) -> None:
+    """Write the `input_ids` and `attention_mask` of every row, with its label and what a loss compares it to."""
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    dropped = [name for name in split.column_names if name not in ("label", "teacher_logits")]
+    split.map(lambda rows: dict(tokenizer(rows["text"], truncation=True, max_length=max_length)), batched=True,
+              remove_columns=dropped, desc="tokenize", load_from_cache_file=False, cache_file_name=str(out_path))
+
+
+def read_tokens(path: Path) -> Dataset:
     """`input_ids`, `attention_mask` and `labels` (with `teacher_logits` where the split has them), on disk."""
-    kept = {"label": "labels", "teacher_logits": "teacher_logits"}
-    dropped = [name for name in split.column_names if name not in kept]
-    encoded = split.map(lambda rows: dict(tokenizer(rows["text"], truncation=True, max_length=max_length)),
-                        batched=True, remove_columns=dropped, desc="tokenize", load_from_cache_file=False,
-                        cache_file_name=str(out_path))  # fmt: skip
-    return encoded.rename_column("label", "labels")
+    return Dataset.from_file(str(path)).rename_column("label", "labels")
 
 
 def token_lengths(tokenized: Dataset) -> list[int]:

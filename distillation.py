@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from compression_config import ComputeOptions, DistillOptions
+from data import labelled_rows
 from encoders import Task, encoder_layers, query_key_value, start_student
 from inference import load, predict_logits
 from losses import KD_LOSSES, States, distillation_loss, hard_label_loss, state_loss
@@ -27,7 +28,6 @@ from training import hard_weights, save_model, train_
 log = logging.getLogger(__name__)
 
 WINDOW = 16_384  # rows whose outputs are in memory at once; sorted by length within
-VOCABULARY_TEXTS = 100_000  # a fresh student learns its vocabulary from so many texts
 
 
 def write_teacher_outputs(teacher_dir: Path, split: Dataset, out_dir: Path, options: ComputeOptions) -> None:
@@ -50,7 +50,7 @@ def with_teacher_logits(split: Dataset, outputs_dir: Path) -> Dataset:
     parts = [Dataset.from_file(str(path)) for path in sorted(outputs_dir.glob("logits-*.arrow"))]
     outputs = concatenate_datasets(parts)
     ours, theirs = (rows.select_columns("id").with_format("arrow")[:]["id"] for rows in (split, outputs))
-    joined = outputs.select(pc.index_in(ours, theirs).to_pylist()).select_columns("teacher_logits")
+    joined = outputs.select(pc.index_in(ours, theirs).to_numpy()).select_columns("teacher_logits")
     return concatenate_datasets([split.select_columns(["id", "text", "label"]), joined], axis=1)
 
 
@@ -73,7 +73,7 @@ class Watch:
         model.register_forward_pre_hook(self.forget)
         for layer in encoder_layers(model)[1]:
             layer.register_forward_hook(self.keep_hidden)
-            for linear, kept in zip(query_key_value(layer), self.parts, strict=True):
+            for linear, kept in zip(query_key_value(layer), self.parts, strict=False):  # none where none are known
                 linear.register_forward_hook(partial(self.keep, kept))
 
     def forget(self, *_) -> None:
@@ -118,7 +118,8 @@ def live_teacher_loss(
     teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir).eval().requires_grad_(False).to(device)
     ours, theirs = student.config, teacher.config
     own, paired = list(range(ours.num_hidden_layers)), layer_map(ours.num_hidden_layers, theirs.num_hidden_layers)
-    log.info("layers of the student learn from the teacher's %s", ", ".join(str(layer) for layer in paired))
+    if {"hidden", "attention"} & set(weights):
+        log.info("the student's layers learn from layers %s of the teacher", ", ".join(map(str, paired)))
     if "hidden" in weights and ours.hidden_size != theirs.hidden_size:
         student.kd_project = nn.ModuleList(nn.Linear(ours.hidden_size, theirs.hidden_size) for _ in paired)
     relation_heads = math.gcd(theirs.num_attention_heads, ours.hidden_size)
@@ -138,7 +139,7 @@ def distill(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, opti
     where `kd_alpha` is 0."""
     set_seed(options.seed)
     student, tokenizer = start_student(
-        options.student_path, model_in, task, splits["train"]["text"][:VOCABULARY_TEXTS], options.max_length,
+        options.student_path, model_in, task, labelled_rows(splits["train"])[:]["text"], options.max_length,
         own_tokenizer=options.student_tokenizer == "own")  # fmt: skip
     weights = hard_weights(splits, task, options)
     soft = partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature, weights=weights)

@@ -34,7 +34,7 @@ from compression_config import UserError
 SCRATCH = re.compile(r"scratch:(\d+)x(\d+)")
 TEACHER_LAYERS = re.compile(r"teacher:(\d+(?:,\d+)*)")
 SCRATCH_VOCABULARY = 8000
-QUERY_KEY_VALUE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("query_proj", "key_proj", "value_proj"))
+QUERY_KEY_VALUE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -72,13 +72,13 @@ def encoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def query_key_value(layer: nn.Module) -> tuple[nn.Linear, ...]:
-    """The Linears of a layer that make queries, keys and values; UserError where a family names them otherwise."""
+    """The Linears of a layer that make queries, keys and values; none where a family names them otherwise."""
     linears = {name.rpartition(".")[2]: module for name, module in layer.named_modules()
                if isinstance(module, nn.Linear)}  # fmt: skip
     for names in QUERY_KEY_VALUE:
         if set(names) <= set(linears):
             return tuple(linears[name] for name in names)
-    raise UserError(f"--kd_method needs queries and keys, but none are known in {type(layer).__name__}; use logit")
+    return ()
 
 
 def is_attention(linear_name: str) -> bool:
@@ -301,6 +301,15 @@ def check_start(spec: str, flag: str, max_length: int) -> None:
             raise UserError(f"{flag} is {spec}, but only --student_path takes teacher:N or teacher:0,2,5")
     elif (limit := position_limit(read_config(spec, flag))) < max_length:
         raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
+
+
+def knows_queries(spec: str, flag: str) -> bool:
+    """Whether the queries and keys of the model that `spec` names can be told."""
+    if is_fresh(spec):
+        return True
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(read_config(spec, flag))
+    return bool(query_key_value(encoder_layers(model)[1][0]))
 
 
 def shape_of(spec: str, flag: str, name: str) -> int:

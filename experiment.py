@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ from compression_config import (
     write_config_file,
 )
 from data import Labelled, read_labelled, split_rows, usable
-from encoders import check_start, is_fresh, shape_of, start_tokenizer, teacher_layer_ids
+from encoders import check_start, is_fresh, knows_queries, shape_of, start_tokenizer, teacher_layer_ids
 from evaluation import fresh_process
 from losses import KD_LOSSES
 from quantization import check_requirements
-from ranks import is_first, join, process_count, wait
+from ranks import is_first, join, process_count, told_by_first
 from stages import Chain
 from threshold import check_tunable
 from training import check_finished_teacher, resolve_device, resolve_precision
@@ -88,7 +88,7 @@ def check_student(options: Options) -> None:
     check_start(options.student_path, "--student_path", options.max_length)
     if options.student_path.startswith("teacher:"):
         teacher_layer_ids(options.student_path, shape_of(options.teacher_path, "--teacher_path", "num_hidden_layers"))
-    elif options.kd_method != "logit":
+    if options.kd_method != "logit":
         check_states(options)
     if options.student_tokenizer == "teacher" and not is_fresh(options.student_path):
         raise UserError(f"--student_tokenizer is teacher, but --student_path {options.student_path} brings its own; "
@@ -96,14 +96,21 @@ def check_student(options: Options) -> None:
 
 
 def check_states(options: Options) -> None:
-    """Refuse to compare states of models that read different tokens, or attention of different numbers of heads."""
+    """Refuse to compare states that are not known, of different tokens, or of different numbers of heads."""
+    compared, of_teacher = KD_LOSSES[options.kd_method], options.student_path.startswith("teacher:")
+    for flag in ("teacher_path",) if of_teacher else ("teacher_path", "student_path"):
+        if {"attention", "relation"} & set(compared) and not knows_queries(getattr(options, flag), f"--{flag}"):
+            raise UserError(f"--kd_method is {options.kd_method}, but which layers of --{flag} "
+                            f"{getattr(options, flag)} make queries and keys is not known; use hidden or logit")
+    if of_teacher:
+        return
     if not same_tokens(options):
         raise UserError(f"--kd_method is {options.kd_method}, which compares token by token, but teacher and student "
                         "cut texts into different tokens; use logit, a --student_path teacher:N, or scratch:LxH with "
                         "--student_tokenizer teacher")  # fmt: skip
     ours, theirs = (shape_of(getattr(options, flag), f"--{flag}", "num_attention_heads")
                     for flag in ("student_path", "teacher_path"))  # fmt: skip
-    if "attention" in KD_LOSSES[options.kd_method] and ours != theirs:
+    if "attention" in compared and ours != theirs:
         raise UserError(f"--kd_method is {options.kd_method}, which compares head by head, but the student has {ours} "
                         f"heads and the teacher {theirs}; use hidden or relation")  # fmt: skip
 
@@ -114,8 +121,10 @@ def same_tokens(options: Options) -> bool:
         return options.student_tokenizer == "teacher"
     if is_fresh(options.teacher_path):
         return False
-    ours, theirs = (start_tokenizer(getattr(options, flag), f"--{flag}", [], options.max_length).backend_tokenizer
-                    for flag in ("student_path", "teacher_path"))  # fmt: skip
+    ours, theirs = (getattr(start_tokenizer(getattr(options, flag), f"--{flag}", [], options.max_length),
+                            "backend_tokenizer", None) for flag in ("student_path", "teacher_path"))  # fmt: skip
+    if ours is None or theirs is None:  # not of the tokenizers library
+        return False
     for tokenizer in (ours, theirs):
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -213,12 +222,12 @@ def open_experiment(options: Options) -> Iterator["Experiment"]:
     options = resolve(options, columns)
     join(options.device)
     experiment = Experiment(options, labelled)
-    with sole_user(experiment.directory), fresh_process() as elsewhere:
+    with ExitStack() as stack:
+        told_by_first(lambda: stack.enter_context(sole_user(experiment.directory)))
+        elsewhere = stack.enter_context(fresh_process())
         for chain in experiment.chains:
             chain.elsewhere = elsewhere
-        if is_first():
-            experiment.open()
-        wait()
+        told_by_first(experiment.open)
         yield experiment
         for chain in experiment.chains if is_first() else ():
             drop_partial(chain.directory)
@@ -254,10 +263,10 @@ class Experiment:
         if differing and not self.options.overwrite:
             raise UserError(f"--experiment {self.options.experiment} holds a run with other options ({differing}); "
                             "give another name, or --overwrite")  # fmt: skip
-        write_config_file(kept, ours)
-        write_json(self.directory / "audit.json", self.audit)
         for chain in self.chains:
             chain.write_splits()
+        write_config_file(kept, ours)
+        write_json(self.directory / "audit.json", self.audit)
         if not self.options.audit:
             log.info("%s: text %r, %s %s\n%s", self.options.dataset_path, self.labelled.text,
                      "labels" if self.task.multi_label else "classes", "/".join(self.task.labels),

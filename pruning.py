@@ -22,6 +22,7 @@ from transformers import (
 
 from calibration import calibration_texts, input_norms, text_batches
 from compression_config import PruneOptions
+from data import labelled_rows
 from encoders import Task, encoder_linears, is_attention
 from losses import distillation_loss
 from training import hard_weights, save_model, train_
@@ -124,7 +125,7 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
-    texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
+    texts = calibration_texts(labelled_rows(splits["train"]), options.calibration_samples, options.seed)
     norms = calibrated_norms(model, tokenizer, texts, options)
     linears = linears_to_prune(model, options.prune_layers)
     masks = make_masks(linears, options.prune_method, options.prune_sparsity, norms)

@@ -1,6 +1,7 @@
 """The processes of one run: plain `python main.py` is one, `accelerate launch` and `torchrun` start several.
 
-All of them walk through the same code; only the first writes, evaluates, times and speaks. Environment variables that
+All of them walk through the same code and train together; only the first writes models and results, evaluates, times
+and speaks. Environment variables that
 both launchers set (RANK, WORLD_SIZE) say which process this is; torch is imported where there are several.
 """
 
@@ -39,14 +40,21 @@ def join(device: str) -> None:
 
 
 def told_by_first(ask: Callable[[], Answer]) -> Answer:
-    """The first process's answer, in all of them."""
+    """The first process's answer, in all of them; its error too."""
     if process_count() == 1:
         return ask()
     import torch
 
-    answer = [ask() if is_first() else None]
-    torch.distributed.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
-    return answer[0]
+    told: list = [None, None]
+    if is_first():
+        try:
+            told[0] = ask()
+        except Exception as error:
+            told[1] = error
+    torch.distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def wait() -> None:

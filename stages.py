@@ -42,6 +42,7 @@ from compression_config import (
     TeacherOptions,
     as_record,
     narrow,
+    own_knobs,
 )
 from data import write_unlabeled
 from distillation import distill, with_teacher_logits, write_teacher_outputs
@@ -50,7 +51,7 @@ from evaluation import Form, evaluate, fit_linear
 from export import write_onnx
 from pruning import prune
 from quantization import ENGINES, quantize
-from ranks import is_first, told_by_first, wait
+from ranks import is_first, process_count, told_by_first, wait
 from threshold import tune
 from training import teacher
 
@@ -80,6 +81,7 @@ STAGES = {
 }
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
+OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
 EVALUATION = 2  # grows when the code of evaluation changes what it finds
 
 
@@ -139,7 +141,8 @@ class Chain:
 
     def stage_options(self, name: str) -> Any:
         """What the stage reads; the student without a teacher learns from hard labels alone."""
-        options = replace(self.options, kd_alpha=0.0, kd_method="logit") if name == "plain" else self.options
+        unread = {f.name: f.default for f in own_knobs(DistillOptions) if f.name.startswith("kd_")}
+        options = replace(self.options, **unread, kd_alpha=0.0, kd_temperature=1.0) if name == "plain" else self.options
         return narrow(options, STAGES[name].options)
 
     @cached_property
@@ -161,7 +164,7 @@ class Chain:
             return cost
 
         known = [read_record(teacher_dir)["fingerprint"], rows_digest(rows, ("id", "text")), options.max_length]
-        self.have(f"outputs/{name}", target, digest(["outputs", *known]), teacher_dir, make)
+        self.have(f"outputs/{name}", target, digest(["outputs", OUTPUTS, *known]), teacher_dir, make)
         return with_teacher_logits(rows, target)
 
     @cached_property
@@ -177,7 +180,8 @@ class Chain:
             sources.append(source_digest(self.options.student_path))
         if stage.needs_teacher_outputs:
             sources.append(self.soft_digest)
-        return digest([name, stage.version, as_record(self.stage_options(name)), sources, self.data_digest])
+        together = process_count() if stage.trains else 1
+        return digest([name, stage.version, as_record(self.stage_options(name)), together, sources, self.data_digest])
 
     def stage(self, name: str, model_in: Path | str) -> Path:
         """The directory that the stage makes of `model_in`, or the remembered one; its rows are added."""

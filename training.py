@@ -6,6 +6,7 @@ Validation macro-F1 chooses the epoch that is kept; test rows are never seen her
 import json
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from artifacts import CHECKPOINTS
 from compression_config import TeacherOptions, TrainingOptions, UserError
-from data import label_array, token_lengths, tokenize
+from data import label_array, read_tokens, token_lengths, write_tokens
 from encoders import Task, read_config, start_teacher
 from evaluation import decide, macro_f1
 from losses import NO_LABEL, balanced_weights, hard_label_loss
-from ranks import is_first, process_count, rank, wait
+from ranks import is_first, process_count, told_by_first, wait
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,9 @@ def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr
         use_cpu=options.device == "cpu", dataloader_pin_memory=options.device != "cpu", label_names=["labels"],
         restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none", disable_tqdm=False,
         ddp_backend="gloo" if options.device == "cpu" and process_count() > 1 else None,
+        ddp_find_unused_parameters=False,  # else a projection that only the loss of states reads breaks the backward
     )  # fmt: skip
+    arguments.mixed_precision = "no" if options.precision == "fp32" else options.precision  # not the launcher's own
     arguments._n_gpu = min(1, arguments.n_gpu)  # one device, where the Trainer would split each batch over all
     return arguments
 
@@ -182,10 +185,11 @@ def train_(
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> list[dict]:  # fmt: skip
     """Train `model` in place and leave the weights of the best validation epoch in it; the history of all epochs."""
-    tokens = work_dir / CHECKPOINTS / f"tokens-{rank()}"
-    tokens.mkdir(parents=True, exist_ok=True)
-    parts = {name: tokenize(splits[name], tokenizer, options.max_length, tokens / f"{name}.arrow")
-             for name in ("train", "validation")}  # fmt: skip
+    parts = {}
+    for name in ("train", "validation"):
+        tokens = work_dir / CHECKPOINTS / f"{name}.arrow"
+        told_by_first(partial(write_tokens, splits[name], tokenizer, options.max_length, tokens))
+        parts[name] = read_tokens(tokens)
     by_length = np.argsort(token_lengths(parts["validation"]), kind="stable")
     trainer = ClassifierTrainer(
         loss, live, model=model, args=training_arguments(work_dir, options, epochs, lr), train_dataset=parts["train"],

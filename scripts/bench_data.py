@@ -65,7 +65,7 @@ def unlabeled(path: str) -> dict[str, tuple[float, float]]:
     from datasets import Dataset, DatasetDict
 
     from artifacts import rows_digest
-    from data import token_lengths, tokenize, write_unlabeled
+    from data import read_tokens, token_lengths, write_tokens, write_unlabeled
     from encoders import train_wordpiece
 
     rows = {name: Dataset.from_dict({"id": [0], "text": [f"a {name} text"], "label": [0]})
@@ -83,7 +83,8 @@ def unlabeled(path: str) -> dict[str, tuple[float, float]]:
     step("fingerprinted")
     tokenizer = train_wordpiece(texts["text"][:10_000], 128)
     start = time.perf_counter()
-    token_lengths(tokenize(texts, tokenizer, 128, folder / "tokens.arrow"))
+    write_tokens(texts, tokenizer, 128, folder / "tokens.arrow")
+    token_lengths(read_tokens(folder / "tokens.arrow"))
     step("tokenized")
     return found
 

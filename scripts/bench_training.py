@@ -32,7 +32,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from compression_config import ComputeOptions, DistillOptions, Options, TeacherOptions, narrow, parse_options
-from data import label_array, load_splits, token_lengths, tokenize
+from data import label_array, load_splits, read_tokens, token_lengths, write_tokens
 from distillation import distill, with_teacher_logits, write_teacher_outputs
 from encoders import Task, encoder_linears, start_student
 from evaluation import decide, macro_f1
@@ -91,7 +91,8 @@ def epoch(kind: type[ClassifierTrainer], loss: Loss, splits: DatasetDict, teache
     student, tokenizer = start_student(options.student_path, teacher_dir, task, [], options.max_length)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        rows = tokenize(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
+        write_tokens(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
+        rows = read_tokens(Path(folder) / "tokens.arrow")
         arguments = training_arguments(Path(folder), options, 1, options.lr)
         arguments.eval_strategy = arguments.save_strategy = "no"
         arguments.load_best_model_at_end = False
@@ -169,7 +170,8 @@ def report_speed(seconds: float, splits: DatasetDict, teacher_dir: Path, task: T
     student, _ = start_student(options.student_path, teacher_dir, task, [], options.max_length)
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
     with tempfile.TemporaryDirectory() as folder:
-        rows = tokenize(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
+        write_tokens(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
+        rows = read_tokens(Path(folder) / "tokens.arrow")
         tokens = sum(token_lengths(rows))
     weights = sum(linear.weight.numel() for linear in encoder_linears(student).values())
     rate, peak = 6 * weights * tokens / seconds, matmul_peak(torch.bfloat16)

@@ -13,10 +13,20 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerCallback
 
 import distillation
-from compression_config import ComputeOptions, DataOptions, DistillOptions, Options, UserError, knobs, narrow
+import pruning
+from compression_config import (
+    ComputeOptions,
+    DataOptions,
+    DistillOptions,
+    Options,
+    PruneOptions,
+    UserError,
+    knobs,
+    narrow,
+)
 from data import load_splits, write_unlabeled
 from distillation import Watch, distill, layer_map, live_teacher_loss, with_teacher_logits, write_teacher_outputs
-from encoders import Task, scratch_model
+from encoders import Task, knows_queries, scratch_model
 from losses import (
     KD_LOSSES,
     NO_LABEL,
@@ -138,7 +148,7 @@ def test_a_row_without_a_label_has_the_soft_loss_alone(labels):
 
 FAMILIES = {
     "bert": {}, "electra": {"embedding_size": 8}, "roberta": {"max_position_embeddings": 40}, "distilbert": {},
-    "albert": {"embedding_size": 8},
+    "albert": {"embedding_size": 8}, "deberta-v2": {},
 }  # fmt: skip
 
 
@@ -149,7 +159,7 @@ def family_model(family: str, layers: int) -> torch.nn.Module:
     return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"deberta-v2"}))
 def test_what_is_watched_is_what_the_model_computes(family):
     torch.manual_seed(0)
     model = family_model(family, 3)
@@ -164,6 +174,12 @@ def test_what_is_watched_is_what_the_model_computes(family):
         scores = found.scores[layer].masked_fill(batch["attention_mask"][:, None, None, :] == 0, -1e9)
         assert torch.allclose(scores.softmax(-1), outputs.attentions[layer], atol=1e-5)
     assert [tuple(values.shape) for values in found.relations] == [(2, 4, 4, 4)] * 3
+
+
+@pytest.mark.parametrize("family, known", [(family, family != "deberta-v2") for family in FAMILIES])
+def test_whose_queries_are_known_is_known_before_training(family, known, tmp_path):
+    family_model(family, 1).save_pretrained(tmp_path)
+    assert knows_queries(str(tmp_path), "--teacher_path") is known
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +277,26 @@ def test_class_weights_ignore_rows_without_a_label(splits):
     blank = splits["train"].map(lambda row: {"label": NO_LABEL})
     both = DatasetDict(splits | {"train": concatenate_datasets([splits["train"], blank])})
     assert torch.equal(hard_weights(both, TASK, options), weights)
+
+
+def test_weights_are_calibrated_on_labelled_texts_alone(teacher_dir, soft, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pruning, "calibration_texts", lambda split, *_: seen.extend(split["label"][:]) or ["a text"])
+    blank = soft["train"].map(lambda row: {"label": NO_LABEL})
+    both = DatasetDict(soft | {"train": concatenate_datasets([soft["train"], blank])})
+    pruning.prune(teacher_dir, both, TASK, tmp_path, replace(narrow(OPTIONS, PruneOptions), fine_tune_epochs=0))
+    assert seen == soft["train"]["label"][:]
+
+
+def test_a_bad_file_of_texts_does_not_take_the_experiments_name(run_main, tiny_csv, tmp_path, capsys):
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "good.txt").write_text("a new text")
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path), "--experiment", "run", "--pipeline",
+            "kd_only", "--teacher_path", "scratch:1x64", "--student_path", "teacher:1", "--teacher_epochs", "1",
+            "--epochs", "1", "--max_length", "32", "--unlabeled_path"]  # fmt: skip
+    assert run_main([*argv, str(tmp_path / "bad.csv")]) == 2
+    assert "--unlabeled_path is" in capsys.readouterr().err.splitlines()[-1]
+    assert run_main([*argv, str(tmp_path / "good.txt")]) == 0
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -90,6 +90,12 @@ def test_a_student_of_another_teacher_is_another_student(tiny_csv, tmp_path):
     assert run.fingerprint("prune", one) != run.fingerprint("prune", other)
 
 
+def test_other_numbers_of_processes_make_other_stages(tiny_csv, monkeypatch):
+    alone = rests_on(tiny_csv)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rests_on(tiny_csv) != alone
+
+
 def test_one_changed_cell_changes_what_every_stage_rests_on(tiny_csv, tmp_path):
     table = pd.read_csv(tiny_csv)
     table.loc[load_splits(DataOptions(dataset_path=str(tiny_csv)))[0]["train"]["id"][0], "Comments"] += "."
@@ -129,6 +135,13 @@ def test_an_error_leaves_the_target_absent_and_the_next_try_starts_clean(tmp_pat
     with artifacts.whole_or_absent(tmp_path / "stage", "abc") as partial:
         assert [path.name for path in partial.iterdir()] == ["checkpoints"]
     assert list((tmp_path / "stage").iterdir()) == [] and list(tmp_path.glob("*.partial")) == []
+
+
+def test_what_killed_runs_left_goes_at_any_depth(tmp_path):
+    (tmp_path / "outputs" / "train.abc.partial").mkdir(parents=True)
+    (tmp_path / "teacher.abc.partial").mkdir()
+    artifacts.drop_partial(tmp_path)
+    assert list(tmp_path.rglob("*.partial")) == []
 
 
 def test_a_stage_killed_between_its_record_and_its_rename_is_adopted(tmp_path):

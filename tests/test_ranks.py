@@ -49,7 +49,7 @@ def test_two_processes_train_the_weights_that_one_trains(tiny_csv, tmp_path):
 @pytest.mark.slow
 def test_two_processes_run_the_pipeline(tiny_csv, tmp_path):
     options = ["main.py", "--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path), "--experiment", "run",
-               "--teacher_path", "scratch:1x64", "--student_path", "scratch:1x64", "--student_tokenizer", "teacher",
+               "--teacher_path", "scratch:1x128", "--student_path", "scratch:1x64", "--student_tokenizer", "teacher",
                "--kd_method", "hidden", "--teacher_epochs", "8", "--epochs", "8", "--teacher_lr", "3e-3",
                "--lr", "3e-3", "--early_stopping_patience", "8", "--batch", "16", "--max_length", "32"]  # fmt: skip
     printed = run([*ACCELERATE, *options])

@@ -31,7 +31,7 @@ from inference import load, predict_logits
 from losses import hard_label_loss
 from pruning import prune, sparsity_of
 from report import verdicts
-from training import LengthGroupedSampler, save_model, train_
+from training import LengthGroupedSampler, save_model, train_, training_arguments
 
 TASK = Task(("0", "1"), False)
 
@@ -97,6 +97,13 @@ def test_recovery_keeps_the_zeros_and_moves_the_rest(
     assert (after[name] == 0).sum(dim=1).tolist() == [32] * 256
     kept = after[name] != 0
     assert not torch.equal(before[name][kept], after[name][kept])
+
+
+def test_the_launchers_precision_does_not_count(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for precision, wanted in (("fp32", "no"), ("bf16", "bf16")):
+        chosen = replace(narrow(options, TeacherOptions), precision=precision)
+        assert training_arguments(tmp_path, chosen, 1, 1e-3).mixed_precision == wanted
 
 
 def test_a_batch_in_parts_trains_the_same_weights(teacher_dir, splits, options, tmp_path):
