@@ -270,9 +270,11 @@ def complete_rows(table: pa.Table, text: str, group: str | None, labels: np.ndar
         log.warning("%d rows without text or label are dropped, first row %d", missing.sum(), missing.argmax() + 2)
     with ThreadPoolExecutor(1) as pool:
         numbers = pool.submit(numbered, keys)
-        columns = {"id": np.arange(len(table)), "loose": numbered(by_chunk(loose_key, keys))[0],
-                   "words": pc.add(by_chunk(lambda chunk: pc.count_substring(chunk, " "), keys), 1),
-                   "pattern": patterns(labels), "split": own_split(table), "key": numbers.result()[0]}  # fmt: skip
+        loose = by_chunk(loose_key, keys)
+        words = pc.add(by_chunk(lambda chunk: pc.count_substring(chunk, " "), keys), 1)
+        columns = {"id": np.arange(len(table)), "key": numbers.result()[0]}
+    del numbers, keys  # their texts are not needed while the loose ones are numbered
+    columns |= {"loose": numbered(loose)[0], "words": words, "pattern": patterns(labels), "split": own_split(table)}
     if group:
         columns["group"] = pc.fill_null(pc.utf8_trim_whitespace(table[group]), "")
     return pa.table(columns).filter(~missing), ~missing
