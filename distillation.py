@@ -21,9 +21,9 @@ from compression_config import ComputeOptions, DistillOptions
 from data import labelled_rows
 from encoders import Task, encoder_layers, query_key_value, start_student
 from inference import load, predict_logits
-from losses import KD_LOSSES, States, distillation_loss, hard_label_loss, state_loss
+from losses import KD_LOSSES, States, state_loss
 from ranks import process_count, rank
-from training import hard_weights, save_model, train_
+from training import save_model, soft_target_loss, train_
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +141,10 @@ def distill(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, opti
     student, tokenizer = start_student(
         options.student_path, model_in, task, labelled_rows(splits["train"])[:]["text"], options.max_length,
         own_tokenizer=options.student_tokenizer == "own")  # fmt: skip
-    weights = hard_weights(splits, task, options)
-    soft = partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature, weights=weights)
-    loss = soft if options.kd_alpha else lambda logits, labels, _: hard_label_loss(logits, labels, weights)
     of_states = {name: getattr(options, f"kd_{name}_weight") for name in KD_LOSSES[options.kd_method]}
     live = live_teacher_loss(student, model_in, of_states, options.device) if of_states else None
-    train_(student, tokenizer, splits, out_dir, options, epochs=options.epochs, lr=options.lr, loss=loss, live=live)
+    train_(student, tokenizer, splits, out_dir, options, epochs=options.epochs, lr=options.lr,
+           loss=soft_target_loss(splits, task, options), live=live)  # fmt: skip
     if hasattr(student, "kd_project"):
         del student.kd_project
     return save_model(student, tokenizer, out_dir)

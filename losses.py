@@ -52,10 +52,13 @@ def soft_label_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, 
 
 
 def distillation_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor, alpha: float, temperature: float,
+    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, alpha: float, temperature: float,
     weights: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Hinton et al. (2015): alpha * T^2 * KL(teacher || student) + (1 - alpha) * hard-label loss."""
+    """Hinton et al. (2015): alpha * T^2 * KL(teacher || student) + (1 - alpha) * hard-label loss; with alpha 0 it needs
+    no teacher."""
+    if not alpha:
+        return hard_label_loss(logits, labels, weights)
     soft = soft_label_loss(logits, teacher_logits, temperature, multi_label=labels.ndim == 2)
     return alpha * soft + (1 - alpha) * hard_label_loss(logits, labels, weights)
 

@@ -5,7 +5,6 @@ Embeddings, pooler and head are never pruned. Scores are compared within each ou
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +23,7 @@ from calibration import calibration_texts, input_norms, text_batches
 from compression_config import PruneOptions
 from data import labelled_rows
 from encoders import Task, encoder_linears, is_attention
-from losses import distillation_loss
-from training import hard_weights, save_model, train_
+from training import save_model, soft_target_loss, train_
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +112,8 @@ def recover_(
     options: PruneOptions, masks: Masks,
 ) -> None:  # fmt: skip
     """Distil the teacher's outputs into what is left, masks held."""
-    loss = partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature,
-                   weights=hard_weights(splits, task, options))  # fmt: skip
-    train_(model, tokenizer, splits, out_dir, options, epochs=options.fine_tune_epochs, lr=options.lr, loss=loss,
-           callbacks=(HoldMasks(masks),))  # fmt: skip
+    train_(model, tokenizer, splits, out_dir, options, epochs=options.fine_tune_epochs, lr=options.lr,
+           loss=soft_target_loss(splits, task, options), callbacks=(HoldMasks(masks),))  # fmt: skip
 
 
 def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: PruneOptions) -> Path:

@@ -31,11 +31,11 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from artifacts import CHECKPOINTS
-from compression_config import TeacherOptions, TrainingOptions, UserError
-from data import label_array, read_tokens, token_lengths, write_tokens
+from compression_config import SoftTargetOptions, TeacherOptions, TrainingOptions, UserError
+from data import label_array, labelled_rows, read_tokens, token_lengths, write_tokens
 from encoders import Task, read_config, start_teacher
 from evaluation import decide, macro_f1
-from losses import NO_LABEL, balanced_weights, hard_label_loss
+from losses import balanced_weights, distillation_loss, hard_label_loss
 from ranks import is_first, process_count, told_by_first, wait
 
 log = logging.getLogger(__name__)
@@ -212,9 +212,14 @@ def hard_weights(splits: DatasetDict, task: Task, options: TrainingOptions) -> T
     """`--class_weights` as a tensor [labels] on the training device, or None."""
     if options.class_weights == "none":
         return None
-    labels = torch.tensor(label_array(splits["train"]))
-    labels = labels[(labels if labels.ndim == 1 else labels[:, 0]) != NO_LABEL]
+    labels = torch.tensor(label_array(labelled_rows(splits["train"])))
     return balanced_weights(labels, len(task.labels)).float().to(options.device)
+
+
+def soft_target_loss(splits: DatasetDict, task: Task, options: SoftTargetOptions) -> Loss:
+    """The loss of distillation and recovery: the teacher's logits and the labels, as the options weigh them."""
+    return partial(distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature,
+                   weights=hard_weights(splits, task, options))  # fmt: skip
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:

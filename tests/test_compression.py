@@ -56,6 +56,7 @@ def test_alpha_weighs_soft_against_hard():
     logits, labels, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([1]), torch.tensor([[2 * math.log(3.0), 0.0]])
     soft, hard = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), math.log(2)
     assert distillation_loss(logits, labels, teacher, 0.7, 2.0).item() == pytest.approx(0.7 * soft + 0.3 * hard)
+    assert distillation_loss(logits, labels, None, 0.0, 2.0).item() == pytest.approx(hard)  # no teacher is needed
 
 
 def test_multi_label_hard_loss_is_a_sigmoid_per_label():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from scipy.stats import t
 
 import report
+import training
 from artifacts import read_record
 from compression_config import DataOptions, UserError, parse_options
 from data import load_splits
@@ -18,7 +19,7 @@ from encoders import Task
 from evaluation import decide
 from experiment import mean_rows, with_sides
 from inference import load, predict_logits
-from losses import hard_label_loss
+from losses import distillation_loss
 from threshold import check_tunable, fold_in_, head_bias
 
 SMALL = ["--teacher_path", "scratch:1x64", "--student_path", "teacher:1", "--teacher_epochs", "3", "--epochs", "1",
@@ -88,11 +89,15 @@ def test_the_mean_row_has_the_corrected_interval_and_keeps_what_is_not_averaged(
 
 
 def test_a_student_without_a_teacher_is_trained_on_labels_alone(run, monkeypatch):
-    import distillation
-
     seen = []
-    monkeypatch.setattr(distillation, "hard_label_loss",
-                        lambda logits, labels, weights: seen.append(1) or hard_label_loss(logits, labels, weights))
+
+    def noted(logits, labels, teacher_logits, alpha, **kwargs):
+        if alpha == 0:
+            assert teacher_logits is None
+            seen.append(1)
+        return distillation_loss(logits, labels, teacher_logits, alpha, **kwargs)
+
+    monkeypatch.setattr(training, "distillation_loss", noted)
     rows, artifact = run("--kd_baseline")
     assert [row["stage"] for row in rows] == ["linear", "teacher", "student_plain", "student", "fp16"] and seen
     assert [row["parent"] for row in rows] == ["", "", "", "teacher", "student"]
