@@ -9,16 +9,19 @@ import json
 import os
 import platform
 import shutil
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import torch
+import zstandard
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
@@ -27,6 +30,7 @@ from ranks import is_first, process_count, wait
 
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
+PACKING_LEVEL = 9
 VERSIONED = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "torchao", "bitsandbytes", "onnxruntime")
 
 
@@ -197,6 +201,35 @@ def measured() -> Iterator[dict[str, float]]:
         sampler.join()
     cost["seconds"] = round(time.monotonic() - cost["seconds"], 2)
     cost["peak_memory_mb"] = round(cost["peak_memory_mb"], 1)
+
+
+def pack(files: Iterable[Path], root: Path, target: BinaryIO) -> None:
+    """Write files as a zstd-compressed tar, named relative to `root`; without times and owners, so that equal files
+    make an equal bundle."""
+    with (zstandard.ZstdCompressor(PACKING_LEVEL).stream_writer(target, closefd=False) as packed,
+          tarfile.open(fileobj=packed, mode="w|") as bundle):  # fmt: skip
+        for path in files:
+            entry = tarfile.TarInfo(str(path.relative_to(root)))
+            entry.size, entry.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                bundle.addfile(entry, file)
+
+
+def write_bundle(directory: Path) -> Path:
+    """`<directory>.tar.zst` of every file in `directory`, whole or absent."""
+    bundle = directory.with_name(f"{directory.name}.tar.zst")
+    partial = bundle.with_name(f"{bundle.name}.partial")
+    with partial.open("wb") as target:
+        pack(sorted(path for path in directory.rglob("*") if path.is_file()), directory.parent, target)
+    partial.replace(bundle)
+    return bundle
+
+
+def packed_bytes(files: Iterable[Path], root: Path) -> int:
+    """How many bytes the bundle of these files takes."""
+    with tempfile.TemporaryFile() as target:
+        pack(files, root, target)
+        return target.tell()
 
 
 def versions() -> dict[str, str]:

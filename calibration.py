@@ -8,8 +8,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from encoders import encoder_linears
-
 
 def calibration_texts(split: Dataset, count: int, seed: int) -> list[str]:
     """At most `count` texts of the split, drawn with `seed`."""
@@ -32,17 +30,21 @@ class SquareSums:
     def __init__(self, linears: dict[str, nn.Linear]):
         self.sums = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
         self.mask: Tensor | None = None
+        self.last: tuple[Tensor | None, Tensor | None] = (None, None)  # queries, keys and values share one input
 
     def add(self, name: str, inputs: Tensor) -> None:
         """Add one batch: `inputs` [rows, tokens, features]; padding does not count."""
-        real = inputs[self.mask.bool()].float()
-        self.sums[name] += real.square().sum(0).double().cpu()
+        if inputs is not self.last[0]:
+            squares = inputs.flatten(0, -2).float().square()
+            self.last = inputs, (self.mask.flatten().to(squares.dtype) @ squares).double().cpu()
+        self.sums[name] += self.last[1]
 
 
 @torch.inference_mode()
-def input_norms(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Encoder Linear -> L2 norm [in] of each of its input features over all real tokens of `batches`."""
-    linears = encoder_linears(model)
+def input_norms(
+    model: PreTrainedModel, linears: dict[str, nn.Linear], batches: Iterable[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Name of a Linear of `model` -> L2 norm [in] of each of its input features over all real tokens of `batches`."""
     squares = SquareSums(linears)
     hooks = [linear.register_forward_pre_hook(lambda _, args, name=name: squares.add(name, args[0]))
              for name, linear in linears.items()]  # fmt: skip

@@ -53,6 +53,10 @@ SHARE_BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 PART = Rule("must be in (0, 1)", lambda value: 0 < value < 1)
 SHARE_ABOVE_ZERO = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 TWO_OR_MORE = Rule("must be in [2, 100]", lambda value: 2 <= value <= 100)
+WIDTH = Rule("must be a share in (0, 1) or a whole number of neurons",
+             lambda value: 0 < value < 1 or (value < math.inf and value == int(value) >= 1))  # fmt: skip
+TRIM = Rule("must be none, used, auto or a whole number of at least 300",
+            lambda value: value in ("none", "used", "auto") or (value.isdecimal() and int(value) >= 300))  # fmt: skip
 LENGTH = Rule("must be in [8, 512]", lambda value: 8 <= value <= 512)
 SEED = Rule("must be in [0, 4294967295]", lambda value: 0 <= value < 2**32)
 PLAIN_NAME = Rule(
@@ -154,14 +158,20 @@ class SoftTargetOptions(TrainingOptions):
 
 
 @dataclass(frozen=True)
-class DistillOptions(SoftTargetOptions):
-    """Stage `distill`: train the student on the teacher's outputs."""
+class StudentOptions(SeedOptions, LengthOptions):
+    """Stage `start`: what the student starts from."""
 
     student_path: str | None = knob(
         str, None, "hub name, model directory, scratch:LxH, teacher:N (N layers of the teacher) or teacher:0,2,5",
         main=True, auto="teacher:2")  # fmt: skip
     student_tokenizer: str = knob(str, "own", "tokenizer of a scratch student: its own, learnt from the texts, or the "
                                   "teacher's", choices=("own", "teacher"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DistillOptions(SoftTargetOptions, StudentOptions):
+    """Stage `distill`: train the student on the teacher's outputs."""
+
     epochs: int = knob(int, 10, "epochs of distillation", rule=POSITIVE, main=True)
     kd_method: str = knob(str, "logit", "what the student learns from: the teacher's logits alone, or its states too",
                           choices=("logit", "hidden", "attention", "relation", "multi_level"))  # fmt: skip
@@ -179,12 +189,32 @@ class CalibrationOptions(SeedOptions, LengthOptions):
 
 
 @dataclass(frozen=True)
+class TrimOptions:
+    """Stage `trim`: drop the tokens that the texts do not need."""
+
+    trim_vocab: str = knob(str, "none", "tokens to keep: used (all that the texts use; changes nothing on them), auto "
+                           "(the fewest for 99.9 % of what they use), or how many", rule=TRIM)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NarrowOptions(ComputeOptions, CalibrationOptions):
+    """Stage `narrow`: drop the least important neurons of the feed-forward blocks."""
+
+    ffn_width: float | None = knob(float, None, "neurons of a layer's feed-forward block: a number, or a share below 1",
+                                   rule=WIDTH, auto="as it is")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class PruneOptions(SoftTargetOptions, CalibrationOptions):
     """Stage `prune`: set weights to zero, then recover."""
 
     prune_method: str = knob(str, "magnitude", "score of a weight", choices=("magnitude", "wanda"), main=True)
-    prune_sparsity: float = knob(float, 0.4, "share of each output row's weights set to zero", rule=SHARE_BELOW_ONE,
+    prune_sparsity: float = knob(float, 0.4, "share of the weights set to zero", rule=SHARE_BELOW_ONE,
                                  main=True)  # fmt: skip
+    prune_scope: str = knob(str, "row", "weights that compete with one another: those of an output row, of a layer, or "
+                            "all; Wanda's compete in rows", choices=("row", "layer", "global"))  # fmt: skip
+    prune_schedule: str = knob(str, "oneshot", "all at once before recovery, or step by step during its first half",
+                               choices=("oneshot", "cubic"))  # fmt: skip
     prune_layers: str = knob(str, "all", "encoder Linears to prune", choices=("all", "attention", "ffn"))
     fine_tune_epochs: int = knob(int, 3, "epochs of recovery after pruning; 0 for none", rule=NOT_NEGATIVE, main=True)
 
@@ -223,14 +253,15 @@ class PlaceOptions:
 
 @dataclass(frozen=True)
 class Options(
-    PlaceOptions, PipelineOptions, QuantizeOptions, PruneOptions, DistillOptions, TeacherOptions, DataOptions
+    PlaceOptions, PipelineOptions, QuantizeOptions, PruneOptions, NarrowOptions, TrimOptions, DistillOptions,
+    TeacherOptions, DataOptions,
 ):
     """Every option of a run."""
 
 
 OPTION_GROUPS = (PipelineOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
-                 TeacherOptions, SoftTargetOptions, DistillOptions, CalibrationOptions, PruneOptions,
-                 QuantizeOptions, PlaceOptions)  # fmt: skip
+                 TeacherOptions, StudentOptions, SoftTargetOptions, DistillOptions, TrimOptions, NarrowOptions,
+                 CalibrationOptions, PruneOptions, QuantizeOptions, PlaceOptions)  # fmt: skip
 MAIN_FLAGS = ("pipeline", "dataset_path", "teacher_path", "student_path", "teacher_epochs", "epochs",
               "fine_tune_epochs", "batch", "prune_method", "prune_sparsity", "quant_method")  # fmt: skip
 
@@ -382,6 +413,18 @@ def combination_errors(options: Options) -> list[str]:
                       "outputs")  # fmt: skip
     if options.unlabeled_path and not options.kd_alpha and options.kd_method == "logit":
         errors.append("--unlabeled_path is given with --kd_alpha 0, but without labels only the teacher can teach")
+    if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in PIPELINES[options.pipeline]:
+        errors.append(f"--trim_vocab is given with --kd_method {options.kd_method}, which compares token by token, but "
+                      "the trimmed student numbers its tokens otherwise than the teacher; use logit")  # fmt: skip
+    recovers = "prune" in PIPELINES[options.pipeline] and options.fine_tune_epochs
+    if options.ffn_width and not recovers and "distill" not in PIPELINES[options.pipeline]:
+        errors.append(f"--ffn_width is given, but --pipeline {options.pipeline} trains nothing afterwards that would "
+                      "make it good")  # fmt: skip
+    if options.prune_scope != "row" and options.prune_method == "wanda":
+        errors.append(f"--prune_scope is {options.prune_scope} with --prune_method wanda, but Wanda compares weights "
+                      "within rows alone")  # fmt: skip
+    if options.prune_schedule == "cubic" and not options.fine_tune_epochs:
+        errors.append("--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes while recovery trains")
     if options.kd_baseline and "distill" not in PIPELINES[options.pipeline]:
         errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
     return errors

@@ -86,6 +86,21 @@ def is_attention(linear_name: str) -> bool:
     return ".attention." in linear_name
 
 
+def ffn_width(config: PretrainedConfig) -> int:
+    """Neurons of a layer's feed-forward block."""
+    return getattr(config, ffn_entry(config))
+
+
+def set_ffn_width_(config: PretrainedConfig, width: int) -> None:
+    """Say that blocks have `width` neurons."""
+    setattr(config, ffn_entry(config), width)
+
+
+def ffn_entry(config: PretrainedConfig) -> str:
+    """What the family calls the width of its feed-forward block: DistilBERT `hidden_dim`."""
+    return "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
+
+
 def is_fresh(spec: str) -> bool:
     """Whether `spec` asks for freshly drawn encoder weights."""
     return bool(SCRATCH.fullmatch(spec))

@@ -25,6 +25,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from artifacts import packed_bytes
 from compression_config import ComputeOptions, SeedOptions
 from console import start_worker
 from data import label_array
@@ -169,11 +170,13 @@ def evaluate(
     logits = predict_logits(engine, test["text"].tolist(), options.batch, f"evaluate {form.name}")
     write_predictions(out_path, test["id"].tolist(), labels, logits, task.multi_label)
     counts = count_weights(form.path, form.engine)
+    packed = packed_bytes(serving_files(form.path, form.engine), form.path)
     decisions, teachers = (decide(one, task.multi_label) for one in (logits, read_logits(teacher_path)))
     row = quality(logits, labels, task) | {"agreement": agreement(decisions, teachers)}
     row |= intervals(labels, decisions, teachers, task, options.seed) | slices(test, labels, decisions)
     return row | thresholds(form) | size_on_disk(form) | {
-        "parameters": counts.parameters, "nonzeros": counts.nonzeros, "sparsity": counts.sparsity}  # fmt: skip
+        "parameters": counts.parameters, "nonzeros": counts.nonzeros, "sparsity": counts.sparsity,
+        "packed_bytes": packed, "packed_mb": packed / 1e6}  # fmt: skip
 
 
 def fit_linear(model_in: str, splits: DatasetDict, task: Task, out_dir: Path, options: SeedOptions) -> Path:

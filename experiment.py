@@ -20,6 +20,7 @@ from artifacts import (
     source_digest,
     versions,
     whole_or_absent,
+    write_bundle,
     write_json,
 )
 from audit import audit, audit_table, token_sample
@@ -37,12 +38,22 @@ from compression_config import (
     write_config_file,
 )
 from data import Labelled, read_labelled, split_rows, usable
-from encoders import check_start, is_fresh, knows_queries, shape_of, start_tokenizer, teacher_layer_ids
+from encoders import (
+    check_start,
+    ffn_width,
+    is_fresh,
+    knows_queries,
+    read_config,
+    shape_of,
+    start_tokenizer,
+    teacher_layer_ids,
+)
 from evaluation import fresh_process
 from losses import KD_LOSSES
 from quantization import check_requirements
 from ranks import is_first, join, process_count, told_by_first
 from stages import Chain
+from structure import bare, width_asked
 from threshold import check_tunable
 from training import check_finished_teacher, resolve_device, resolve_precision
 from uncertainty import interval_of_mean
@@ -131,6 +142,20 @@ def same_tokens(options: Options) -> bool:
     return ours.to_str() == theirs.to_str()
 
 
+def check_structure(options: Options) -> None:
+    """Refuse to trim a tokenizer of another kind, or to narrow a feed-forward block that is narrower already."""
+    of_student = "distill" in PIPELINES[options.pipeline] and not options.student_path.startswith("teacher:")
+    flag = "student_path" if of_student else "teacher_path"
+    spec = getattr(options, flag)
+    if options.trim_vocab != "none" and not is_fresh(spec):
+        bare(start_tokenizer(spec, f"--{flag}", [], options.max_length))
+    if options.ffn_width is None:
+        return
+    whole = shape_of(spec, f"--{flag}", "intermediate_size") if is_fresh(spec) else ffn_width(read_config(spec, flag))
+    if (width := width_asked(options.ffn_width, whole)) > whole:
+        raise UserError(f"--ffn_width is {width}, but {spec} has {whole} neurons a layer")
+
+
 def tokenizers(options: Options, labelled: Labelled) -> dict[str, Any]:
     """The tokenizers that the run will use, as far as they exist before it; a fresh one is learnt from a sample."""
     texts = token_sample(labelled)
@@ -176,6 +201,7 @@ def checked(options: Options) -> Labelled:
               lambda: resolve_precision(options.precision, resolve_device(options.device))]  # fmt: skip
     if "distill" in stages:
         checks.append(lambda: check_student(options))
+    checks.append(lambda: check_structure(options))
     if "quantize" in stages:
         checks.append(lambda: check_requirements(options.quant_method))
     found: list[Labelled] = []
@@ -293,5 +319,7 @@ class Experiment:
                      "labels": self.task.labels, "problem_type": self.task.problem_type,
                      "split_rows": first.splits.num_rows, "machine": machine(), "versions": versions()}  # fmt: skip
             report.write_results(partial, rows, as_record(self.options), about)
+        bundle = write_bundle(self.artifact)
         which = f" ({first.name})" if first.name else ""
-        log.info("the final model%s and its results are in %s", which, self.artifact)
+        log.info("the final model%s and its results are in %s; packed, %.2f MB, in %s", which, self.artifact,
+                 bundle.stat().st_size / 1e6, bundle.name)  # fmt: skip

@@ -39,6 +39,7 @@ def difference_text(row: dict[str, Any]) -> str:
 TABLE: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("Stage", number("stage", "{}")),
     ("Size (MB)", number("size_mb", "{:.2f}")),
+    ("Packed", number("packed_mb", "{:.2f}")),
     ("F1", f1_text),
     ("vs teacher (points)", difference_text),
     ("Compression", number("compression_ratio", "{:.2f}x")),
@@ -129,7 +130,8 @@ def step_verdict(row: dict[str, Any], before: dict[str, Any]) -> str:
         what = "is smaller but slower than"
     else:
         return ""
-    return f"{row['stage']} {what} {before['stage']}: {size_and_time(row)} against {size_and_time(before)}"
+    packed = f"; packed, {row['packed_mb']:.2f} against {before['packed_mb']:.2f} MB"
+    return f"{row['stage']} {what} {before['stage']}: {size_and_time(row)} against {size_and_time(before)}{packed}"
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 import benchmark
+import structure
 from artifacts import (
     adopt,
     digest,
@@ -35,11 +36,14 @@ from compression_config import (
     PIPELINES,
     ComputeOptions,
     DistillOptions,
+    NarrowOptions,
     Options,
     PruneOptions,
     QuantizeOptions,
     SeedOptions,
+    StudentOptions,
     TeacherOptions,
+    TrimOptions,
     as_record,
     narrow,
     own_knobs,
@@ -66,15 +70,18 @@ class Stage:
     options: type
     row: str
     version: int = 1
-    needs_teacher_outputs: bool = False
+    reads: str = "splits"  # the rows that it sees: a property of the chain
     trains: bool = False  # all processes of a run make it together
 
 
 STAGES = {
     "teacher": Stage(teacher, TeacherOptions, "teacher", trains=True),
-    "distill": Stage(distill, DistillOptions, "student", 2, needs_teacher_outputs=True, trains=True),
+    "start": Stage(structure.start, StudentOptions, "start"),
+    "trim": Stage(structure.trim, TrimOptions, "trimmed", reads="text_splits"),
+    "narrow": Stage(structure.narrow, NarrowOptions, "narrowed"),
+    "distill": Stage(distill, DistillOptions, "student", 2, reads="soft_splits", trains=True),
     "plain": Stage(distill, DistillOptions, "student_plain", 2, trains=True),
-    "prune": Stage(prune, PruneOptions, "pruned", 2, needs_teacher_outputs=True, trains=True),
+    "prune": Stage(prune, PruneOptions, "pruned", 3, reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
     "quantize": Stage(quantize, QuantizeOptions, ""),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
@@ -82,7 +89,7 @@ STAGES = {
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
-EVALUATION = 2  # grows when the code of evaluation changes what it finds
+EVALUATION = 3  # grows when the code of evaluation changes what it finds
 
 
 def forms_of(stage: str, quant_method: str) -> dict[str, str]:
@@ -92,12 +99,26 @@ def forms_of(stage: str, quant_method: str) -> dict[str, str]:
     return {STAGES[stage].row: "linear" if stage == "linear" else "torch"}
 
 
+def shrinking_stages(options: Options) -> list[str]:
+    """The stages that change the shape of what is trained next: the student's start, else the teacher."""
+    asked = {"trim": options.trim_vocab != "none", "narrow": options.ffn_width}
+    names = [name for name in asked if asked[name]]
+    return ["start", *names] if names and "distill" in PIPELINES[options.pipeline] else names
+
+
 def stages_after_teacher(options: Options) -> list[str]:
     """The stages of the pipeline; thresholds are tuned on the last full-precision model."""
     names = list(PIPELINES[options.pipeline])
     if options.tune_threshold:
         names.insert(len(names) - ("quantize" in names), "tune")
     return names
+
+
+def check_zeros_kept(row: dict[str, Any], before: dict[str, dict[str, Any]]) -> None:
+    """Stop the run where a form made from a pruned model has fewer zeros than it."""
+    promised = before["pruned"]["sparsity"] if "pruned" in before else 0.0
+    if row["sparsity"] < promised - 1e-6:
+        raise RuntimeError(f"{row['stage']} has a sparsity of {row['sparsity']:.6f}, the pruned model {promised:.6f}")
 
 
 class Chain:
@@ -112,6 +133,7 @@ class Chain:
         self.test_digest = rows_digest(splits["test"], splits["test"].column_names)
         self.forms: list[Form] = []
         self.rows: dict[str, dict[str, Any]] = {}
+        self.shrunk: Path | None = None  # what the student starts from where its shape was changed
 
     def write_splits(self) -> None:
         """Keep the rows of every split, with their ids; and the texts of `--unlabeled_path` that are in none."""
@@ -133,6 +155,10 @@ class Chain:
             log.info("%s: %s", self.name, ", ".join(f"{rows} {name}" for name, rows in self.splits.num_rows.items()))
         model = teacher_dir = self.stage("teacher", self.options.teacher_path)
         self.stage("linear", "")
+        for name in shrinking_stages(self.options):
+            model = self.stage(name, model)
+        if "distill" in PIPELINES[self.options.pipeline] and model != teacher_dir:
+            self.shrunk, model = model, teacher_dir
         if self.options.kd_baseline:
             self.stage("plain", teacher_dir)
         for name in stages_after_teacher(self.options):
@@ -144,6 +170,14 @@ class Chain:
         unread = {f.name: f.default for f in own_knobs(DistillOptions) if f.name.startswith("kd_")}
         options = replace(self.options, **unread, kd_alpha=0.0, kd_temperature=1.0) if name == "plain" else self.options
         return narrow(options, STAGES[name].options)
+
+    @cached_property
+    def text_splits(self) -> DatasetDict:
+        """The training rows, unlabeled ones among them, and validation rows."""
+        rows = {name: self.splits[name].select_columns(["id", "text", "label"]) for name in ("train", "validation")}
+        if self.unlabeled:
+            rows["train"] = concatenate_datasets([rows["train"], self.unlabeled])
+        return DatasetDict(rows)
 
     @cached_property
     def soft_splits(self) -> DatasetDict:
@@ -176,9 +210,11 @@ class Chain:
         """What determines the stage's result: its options, its code's version, what it starts from, its rows."""
         stage = STAGES[name]
         sources = [read_record(model_in)["fingerprint"] if isinstance(model_in, Path) else source_digest(model_in)]
-        if name in ("distill", "plain"):
+        if name in ("start", "distill", "plain"):
             sources.append(source_digest(self.options.student_path))
-        if stage.needs_teacher_outputs:
+        if name in ("distill", "plain") and self.shrunk:
+            sources.append(read_record(self.shrunk)["fingerprint"])
+        if stage.reads != "splits":
             sources.append(self.soft_digest)
         together = process_count() if stage.trains else 1
         return digest([name, stage.version, as_record(self.stage_options(name)), together, sources, self.data_digest])
@@ -188,10 +224,12 @@ class Chain:
         stage, options, target = STAGES[name], self.stage_options(name), self.directory / name
 
         def make(partial: Path) -> dict[str, float]:
-            splits = self.soft_splits if stage.needs_teacher_outputs else self.splits
+            splits, given = getattr(self, stage.reads), options
+            if self.shrunk and name in ("distill", "plain"):
+                given = replace(options, student_path=str(self.shrunk))
             with measured() as cost:
                 if stage.trains or is_first():
-                    stage.make(model_in, splits, self.task, partial, options)
+                    stage.make(model_in, splits, self.task, partial, given)
             return cost
 
         fingerprint = self.fingerprint(name, model_in)
@@ -229,6 +267,7 @@ class Chain:
             row = {"stage": row_name, "engine": engine, "parent": parent, **self.evaluated(form, record)}
             row |= {"seconds": record["seconds"], "peak_memory_mb": record["peak_memory_mb"],
                     "remembered": remembered, "directory": str(directory)}  # fmt: skip
+            check_zeros_kept(row, self.rows)
             log.info("%s: macro-F1 %.4f, %.2f MB", row_name, row["macro_f1"], row["size_mb"])
             if "never_predicted" in row:
                 log.warning("note: %s never predicts %s on the test split", row_name, row["never_predicted"])
@@ -236,10 +275,13 @@ class Chain:
             self.rows[row_name] = row
 
     def parent_of(self, name: str) -> str:
-        """The row that a stage's rows are compared with: the last full-precision one before it."""
+        """The row that a stage's rows are compared with: the teacher for the student, else the last full-precision one
+        before it."""
         if STAGES[name].row in REFERENCES:
             return ""
         before = [row for row in self.rows if row not in REFERENCES]
+        if name == "distill":
+            return "teacher"
         return before[-1] if before else ""
 
     def evaluated(self, form: Form, record: dict[str, Any]) -> dict[str, Any]:
@@ -259,10 +301,11 @@ class Chain:
 
     def finished_rows(self) -> list[dict[str, Any]]:
         """The rows, the linear reference first, with their compression ratios."""
-        teacher_bytes = self.rows["teacher"]["bytes"]
+        teacher_bytes, teacher_packed = (self.rows["teacher"][name] for name in ("bytes", "packed_bytes"))
         ordered = [self.rows["linear"], *(row for name, row in self.rows.items() if name != "linear")]
         repeat = {"repeat": self.name} if self.name else {}
-        return [row | repeat | {"compression_ratio": teacher_bytes / row["bytes"]} for row in ordered]
+        return [row | repeat | {"compression_ratio": teacher_bytes / row["bytes"],
+                                "packed_ratio": teacher_packed / row["packed_bytes"]} for row in ordered]  # fmt: skip
 
     def add_times(self) -> None:
         """Time every form in turn; the fp32 teacher is timed in each engine that a row uses, as its baseline."""

@@ -82,17 +82,22 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class ClassifierTrainer(Trainer):
-    """The Trainer with our loss (and `live`, one that runs a second model), and an order of batches that resumes."""
+    """The Trainer with our loss (and `live`, one that runs a second model), and an order of batches that resumes; an
+    epoch that ends before the share `settle` of all steps is no candidate for the best."""
 
-    def __init__(self, loss: Loss, live: LiveLoss | None, **kwargs: Any):
+    def __init__(self, loss: Loss, live: LiveLoss | None, settle: float = 0.0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.loss, self.live = loss, live
+        self.loss, self.live, self.settle = loss, live, settle
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         parts = process_count() * self.args.gradient_accumulation_steps  # of a batch, which go out in turn
         batch = self.args.train_batch_size * parts
         return LengthGroupedSampler(token_lengths(self.train_dataset), batch, self.args.seed)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        settled = self.state.global_step >= self.settle * self.state.max_steps
+        return settled and super()._determine_best_metric(metrics, trial)
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         """Our loss of the float32 logits; teacher outputs ride along as a column."""
@@ -182,9 +187,10 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def train_(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: DatasetDict, work_dir: Path,
     options: TrainingOptions, *, epochs: int, lr: float, loss: Loss, live: LiveLoss | None = None,
-    callbacks: tuple[TrainerCallback, ...] = (),
+    callbacks: tuple[TrainerCallback, ...] = (), settle: float = 0.0,
 ) -> list[dict]:  # fmt: skip
-    """Train `model` in place and leave the weights of the best validation epoch in it; the history of all epochs."""
+    """Train `model` in place and leave the weights of the best validation epoch in it, of those that end after the
+    share `settle` of all steps; the history of all epochs."""
     parts = {}
     for name in ("train", "validation"):
         tokens = work_dir / CHECKPOINTS / f"{name}.arrow"
@@ -192,9 +198,9 @@ def train_(
         parts[name] = read_tokens(tokens)
     by_length = np.argsort(token_lengths(parts["validation"]), kind="stable")
     trainer = ClassifierTrainer(
-        loss, live, model=model, args=training_arguments(work_dir, options, epochs, lr), train_dataset=parts["train"],
-        eval_dataset=parts["validation"].select(by_length), data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=validation_metrics,
+        loss, live, settle, model=model, args=training_arguments(work_dir, options, epochs, lr),
+        train_dataset=parts["train"], eval_dataset=parts["validation"].select(by_length),
+        data_collator=DataCollatorWithPadding(tokenizer), compute_metrics=validation_metrics,
         callbacks=[EarlyStoppingCallback(options.early_stopping_patience), *callbacks],
     )  # fmt: skip
     trainer.remove_callback(ProgressCallback)

@@ -13,7 +13,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python t
 from calibration import input_norms
 from encoders import Task, encoder_linears, is_attention, keep_layers_, spaced_layers
 from losses import balanced_weights, distillation_loss, hard_label_loss, soft_label_loss
-from pruning import SCORERS, apply_masks_, check_sparsity, linears_to_prune, magnitude, make_masks, row_mask, wanda
+from pruning import (
+    SCORERS,
+    apply_masks_,
+    check_zeros,
+    cubic,
+    linears_to_prune,
+    lowest,
+    magnitude,
+    masks_of,
+    promised,
+    prune_,
+    sparsity_of,
+    wanda,
+    zeros_in,
+)
 
 
 def tiny_bert(layers: int = 2) -> BertForSequenceClassification:
@@ -76,19 +90,77 @@ def test_scores_by_hand():
     assert set(SCORERS) == {"magnitude", "wanda"}
 
 
-def test_masks_compare_within_each_row():
+def test_the_lowest_of_each_row_go_and_of_equals_the_first():
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]])
-    assert row_mask(scores, 0.5).tolist() == [[False, False, True, True], [True, True, False, False]]
-    assert row_mask(scores, 0.0).all()
-    assert row_mask(torch.ones(3, 10), 0.7).sum(dim=1).tolist() == [3, 3, 3]
+    assert lowest(scores, 2).tolist() == [[True, True, False, False], [False, False, True, True]]
+    assert not lowest(scores, 0).any() and lowest(scores, 4).all()
+    assert lowest(torch.tensor([[1.0, 0.0, 1.0, 1.0, 2.0]]), 3).tolist() == [[True, True, True, False, False]]
+    assert lowest(torch.ones(3, 10), 7).sum(dim=1).tolist() == [7, 7, 7]
+
+
+def test_the_lowest_are_those_that_sorting_finds():
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 20, (30, 40), generator=rng).float()  # many equals
+    gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.argsort(dim=1, stable=True)[:, :17], True)
+    assert torch.equal(lowest(scores, 17), gone)
+
+
+def two_layers() -> dict[str, nn.Linear]:
+    layers = {"one": nn.Linear(2, 2, bias=False), "two": nn.Linear(2, 2, bias=False)}
+    layers["one"].weight.data = torch.tensor([[1.0, -2.0], [5.0, 6.0]])
+    layers["two"].weight.data = torch.tensor([[0.5, -7.0], [8.0, 0.1]])
+    return layers
+
+
+@pytest.mark.parametrize("scope, zeros", [
+    ("row", [[[0, -2], [0, 6]], [[0, -7], [8, 0]]]), ("layer", [[[0, 0], [5, 6]], [[0, -7], [8, 0]]]),
+    ("global", [[[0, 0], [5, 6]], [[0, -7], [8, 0]]]),
+])  # fmt: skip
+def test_weights_compete_within_a_row_a_layer_or_all(scope, zeros):
+    layers = two_layers()
+    prune_(layers, "magnitude", 0.5, scope, {})
+    assert [layer.weight.tolist() for layer in layers.values()] == zeros
+    assert promised(layers, 0.5, scope) == zeros_in(layer.weight for layer in layers.values()) == 4
+
+
+def test_layers_of_a_global_scope_lose_unequal_shares():
+    layers = two_layers()
+    layers["one"].weight.data *= 100
+    prune_(layers, "magnitude", 0.5, "global", {})
+    assert [zeros_in([layer.weight]) for layer in layers.values()] == [0, 4]
+    odd = {"odd": nn.Linear(3, 5)}
+    assert promised(odd, 0.5, "row") == 5 * 2 and promised(odd, 0.5, "layer") == 8
 
 
 def test_wanda_and_magnitude_disagree_where_inputs_do():
-    linear = nn.Linear(2, 1, bias=False)
-    linear.weight.data = torch.tensor([[1.0, 2.0]])
-    norms = {"layer": torch.tensor([10.0, 1.0])}
-    assert make_masks({"layer": linear}, "magnitude", 0.5, {})["layer"].tolist() == [[False, True]]
-    assert make_masks({"layer": linear}, "wanda", 0.5, norms)["layer"].tolist() == [[True, False]]
+    for method, norms, left in (("magnitude", {}, [0, 2]), ("wanda", {"layer": torch.tensor([10.0, 1.0])}, [1, 0])):
+        linear = nn.Linear(2, 1, bias=False)
+        linear.weight.data = torch.tensor([[1.0, 2.0]])
+        prune_({"layer": linear}, method, 0.5, "row", norms)
+        assert linear.weight.tolist() == [left]
+
+
+@pytest.mark.parametrize("shape, sparsity", [((7, 13), 0.3), ((16, 32), 0.6), ((5, 4), 0.5)])
+def test_wanda_is_the_papers_own_procedure_on_random_layers(shape, sparsity):
+    """Sun et al. (2023), algorithm 1, written anew: metric, sort along the inputs, zero the first columns."""
+    rng = torch.Generator().manual_seed(shape[0])
+    linear, inputs = nn.Linear(*shape[::-1]), torch.randn(50, shape[1], generator=rng)
+    weight = linear.weight.detach().clone()
+    metric = weight.abs() * inputs.norm(p=2, dim=0)
+    order = torch.sort(metric, dim=1).indices
+    weight.scatter_(1, order[:, : round(shape[1] * sparsity)], 0)
+    prune_({"layer": linear}, "wanda", sparsity, "row", {"layer": inputs.norm(p=2, dim=0)})
+    assert torch.equal(linear.weight, weight)
+
+
+def test_a_layer_of_more_than_16_million_weights_is_pruned():
+    layer = nn.Linear(4200, 4000, bias=False)
+    prune_({"layer": layer}, "magnitude", 0.25, "layer", {})
+    assert zeros_in([layer.weight]) == 4_200_000
+
+
+def test_the_cubic_schedule_by_hand():
+    assert [cubic(step, 4, 0.8) for step in (0, 1, 2, 4, 9)] == pytest.approx([0, 0.8 * 37 / 64, 0.7, 0.8, 0.8])
 
 
 def test_input_norm_is_taken_over_real_tokens_alone():
@@ -98,7 +170,7 @@ def test_input_norm_is_taken_over_real_tokens_alone():
     name = next(iter(encoder_linears(model)))
     hidden = model.bert.embeddings(ids)  # what reaches the first layer's query
     by_hand = torch.cat([hidden[0, :3], hidden[1]]).square().sum(0).sqrt()
-    norms = input_norms(model, [{"input_ids": ids, "attention_mask": mask}])
+    norms = input_norms(model, encoder_linears(model), [{"input_ids": ids, "attention_mask": mask}])
     assert torch.allclose(norms[name], by_hand, atol=1e-5)
 
 
@@ -106,7 +178,7 @@ def test_input_norms_do_not_depend_on_batching():
     model = tiny_bert()
     rows = [{"input_ids": torch.tensor([[i, i + 1, i + 2]]), "attention_mask": torch.ones(1, 3)} for i in range(5, 11)]
     whole = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    one, many = input_norms(model, rows), input_norms(model, [whole])
+    one, many = (input_norms(model, encoder_linears(model), batches) for batches in (rows, [whole]))
     assert all(torch.allclose(one[name], many[name], rtol=1e-4) for name in one)
 
 
@@ -119,15 +191,17 @@ def test_only_encoder_linears_are_pruned():
     assert len(linears_to_prune(model, "ffn")) == 4
 
 
-def test_a_revived_weight_is_noticed():
-    model = tiny_bert()
-    masks = make_masks(linears_to_prune(model, "all"), "magnitude", 0.5, {})
-    apply_masks_(model, masks)
-    assert check_sparsity(model, masks) == pytest.approx(0.5)
-    linear = next(iter(encoder_linears(model).values()))
-    linear.weight.data[0] = 1.0
+def test_a_revived_weight_is_set_back_or_noticed():
+    linears = linears_to_prune(tiny_bert(), "all")
+    prune_(linears, "magnitude", 0.5, "row", {})
+    masks, wanted = masks_of(linears), promised(linears, 0.5, "row")
+    assert sparsity_of(linears) == pytest.approx(0.5)
+    check_zeros(zeros_in(linear.weight for linear in linears.values()), wanted, "now")
+    next(iter(linears.values())).weight.data[0] = 1.0
     with pytest.raises(RuntimeError, match="sparsity"):
-        check_sparsity(model, masks)
+        check_zeros(zeros_in(linear.weight for linear in linears.values()), wanted, "now")
+    apply_masks_(linears, masks)
+    assert zeros_in(linear.weight for linear in linears.values()) == wanted
 
 
 def test_layers_of_the_teacher_are_spaced_evenly():

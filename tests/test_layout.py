@@ -14,7 +14,7 @@ LEVELS = {
     "data": 2, "calibration": 2, "inference": 2,
     "audit": 3, "evaluation": 3,
     "training": 4, "export": 4, "benchmark": 4,
-    "distillation": 5, "pruning": 5, "quantization": 5, "threshold": 5,
+    "distillation": 5, "pruning": 5, "quantization": 5, "structure": 5, "threshold": 5,
     "stages": 6, "experiment": 7, "main": 8,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))

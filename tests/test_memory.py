@@ -32,20 +32,22 @@ from losses import hard_label_loss
 from stages import STAGES, Chain
 from training import has_ended, last_checkpoint, load_best_, train_
 
-ALL = {"teacher", "distill", "prune", "quantize"}
+ORDER = ["teacher", "start", "trim", "narrow", "distill", "prune", "quantize"]
+ALL, AFTER_SHAPE = set(ORDER), {"distill", "prune", "quantize"}
 INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
     "dataset_path": ALL, "text_column": ALL, "label_columns": ALL, "validation_fraction": ALL, "test_fraction": ALL,
     "data_fraction": ALL, "seed": ALL, "max_length": ALL, "batch": ALL, "device": ALL, "precision": ALL,
     "weight_decay": ALL, "accumulate": ALL, "warmup_ratio": ALL, "class_weights": ALL, "early_stopping_patience": ALL,
     "teacher_path": ALL, "teacher_epochs": ALL, "teacher_lr": ALL,
-    "student_path": ALL - {"teacher"}, "epochs": ALL - {"teacher"},
-    "lr": ALL - {"teacher"}, "kd_alpha": ALL - {"teacher"}, "kd_temperature": ALL - {"teacher"},
-    "student_tokenizer": ALL - {"teacher"}, "kd_method": ALL - {"teacher"}, "kd_hidden_weight": ALL - {"teacher"},
-    "kd_attention_weight": ALL - {"teacher"}, "kd_relation_weight": ALL - {"teacher"},
-    "unlabeled_path": ALL - {"teacher"},
+    "student_path": ALL - {"teacher"}, "student_tokenizer": ALL - {"teacher"}, "unlabeled_path": ALL - {"teacher"},
+    "trim_vocab": ALL - {"teacher", "start"}, "ffn_width": {"narrow"} | AFTER_SHAPE,
+    "epochs": AFTER_SHAPE, "lr": AFTER_SHAPE, "kd_alpha": AFTER_SHAPE, "kd_temperature": AFTER_SHAPE,
+    "kd_method": AFTER_SHAPE, "kd_hidden_weight": AFTER_SHAPE, "kd_attention_weight": AFTER_SHAPE,
+    "kd_relation_weight": AFTER_SHAPE,
     "prune_method": {"prune", "quantize"}, "prune_sparsity": {"prune", "quantize"},
+    "prune_scope": {"prune", "quantize"}, "prune_schedule": {"prune", "quantize"},
     "prune_layers": {"prune", "quantize"}, "fine_tune_epochs": {"prune", "quantize"},
-    "calibration_samples": {"prune", "quantize"}, "quant_method": {"quantize"},
+    "calibration_samples": {"narrow"} | AFTER_SHAPE, "quant_method": {"quantize"},
     "pipeline": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
     "tune_threshold": set(), "group_column": ALL, "num_folds": ALL, "validation_path": ALL, "test_path": ALL,
     "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
@@ -61,9 +63,8 @@ def test_the_list_of_what_invalidates_what_is_complete():
 
 @pytest.mark.parametrize("option", sorted(set(INVALIDATES) - FROM_THE_FILE))
 def test_an_option_invalidates_the_stages_that_read_it_and_those_after(option):
-    order = ["teacher", "distill", "prune", "quantize"]
-    read = [name for name in order if option in {f.name for f in fields(STAGES[name].options)}]
-    assert set(order[order.index(read[0]) :] if read else []) == INVALIDATES[option]
+    read = [name for name in ORDER if option in {f.name for f in fields(STAGES[name].options)}]
+    assert set(ORDER[ORDER.index(read[0]) :] if read else []) == INVALIDATES[option]
 
 
 @pytest.mark.parametrize("option, value", [("validation_fraction", 0.2), ("test_fraction", 0.3), ("data_fraction", 0.5),

@@ -4,10 +4,12 @@ import csv
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import zstandard
 from safetensors.torch import load_file
 
 from compression_config import PIPELINES, DataOptions
@@ -109,6 +111,45 @@ def test_a_fresh_process_reloads_every_final_form_as_evaluated(output):
     done = subprocess.run([sys.executable, checker, output], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"{len(chains()) + sum('dynamic' in chain for chain in chains())} forms" in done.stdout
+
+
+def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output):
+    argv = ["--pipeline", "kd_prune_quant", "--dataset_path", str(tiny_csv), "--output_dir", str(output / "shapes"),
+            "--trim_vocab", "used", "--ffn_width", "0.5", "--prune_schedule", "cubic", "--quant_method", "dynamic",
+            "--kd_baseline", "--experiment", "run", *SMALL]  # fmt: skip
+    assert run_main(argv) == 0
+    document, _ = read(output / "shapes", "run")
+    rows = {row["stage"]: row for row in document["rows"]}
+    assert list(rows) == ["linear", "teacher", "start", "trimmed", "narrowed", "student_plain", "student", "pruned",
+                          "dynamic", "dynamic-onnx"]  # fmt: skip
+    assert rows["start"]["bytes"] > rows["trimmed"]["bytes"] > rows["narrowed"]["bytes"]
+    shapes = {json.loads((Path(rows[name]["directory"]) / "config.json").read_text())["intermediate_size"]
+              for name in ("narrowed", "student_plain", "student", "pruned")}  # fmt: skip
+    assert shapes == {128} and rows["student"]["parameters"] == rows["narrowed"]["parameters"]
+    assert [rows[name]["parent"] for name in ("trimmed", "student", "pruned")] == ["start", "teacher", "student"]
+    assert rows["dynamic-onnx"]["sparsity"] >= rows["pruned"]["sparsity"] >= 0.39
+
+
+def test_without_distillation_the_teacher_itself_is_shrunk(run_main, tiny_csv, output):
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(output / "shapes"), "--trim_vocab", "auto", *SMALL]
+    assert run_main([*argv, "--pipeline", "prune_only", "--ffn_width", "96", "--experiment", "pruned"]) == 0
+    assert run_main([*argv, "--pipeline", "quant_only", "--experiment", "quantized"]) == 0
+    stages = [[row["stage"] for row in read(output / "shapes", name)[0]["rows"]] for name in ("pruned", "quantized")]
+    assert stages == [["linear", "teacher", "trimmed", "narrowed", "pruned"], ["linear", "teacher", "trimmed", "fp16"]]
+
+
+def test_the_bundle_holds_the_artifact_and_shows_what_zeros_are_worth(output):
+    artifact = output / "compressed_models" / "kd_prune-wanda-fp16"
+    document, _ = read(output, artifact.name)
+    rows = {row["stage"]: row for row in document["rows"]}
+    with (zstandard.open(f"{artifact}.tar.zst", "rb") as packed,
+          tarfile.open(fileobj=packed, mode="r|") as bundle):  # fmt: skip
+        held = {entry.name: bundle.extractfile(entry).read() for entry in bundle}
+    assert held == {f"{artifact.name}/{path.relative_to(artifact)}": path.read_bytes()
+                    for path in artifact.rglob("*") if path.is_file()}  # fmt: skip
+    assert rows["pruned"]["bytes"] == pytest.approx(rows["student"]["bytes"], rel=1e-3)
+    assert rows["pruned"]["packed_bytes"] < 0.9 * rows["student"]["packed_bytes"]
+    assert rows["pruned"]["packed_ratio"] == rows["teacher"]["packed_bytes"] / rows["pruned"]["packed_bytes"]
 
 
 def test_multi_label_from_loss_to_table(run_main, tiny_multilabel_csv, output):

@@ -13,6 +13,8 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import distillation
+import pruning
+import training
 from benchmark import add_speedups
 from compression_config import (
     ComputeOptions,
@@ -29,8 +31,9 @@ from encoders import Task, encoder_linears, scratch_model, start_student
 from evaluation import Form, agreement, decide, evaluate, macro_f1, probabilities, quality, read_logits
 from inference import load, predict_logits
 from losses import hard_label_loss
-from pruning import prune, sparsity_of
+from pruning import HoldZeros, cubic, prune, prune_, sparsity_of
 from report import verdicts
+from stages import check_zeros_kept
 from training import LengthGroupedSampler, save_model, train_, training_arguments
 
 TASK = Task(("0", "1"), False)
@@ -97,6 +100,55 @@ def test_recovery_keeps_the_zeros_and_moves_the_rest(
     assert (after[name] == 0).sum(dim=1).tolist() == [32] * 256
     kept = after[name] != 0
     assert not torch.equal(before[name][kept], after[name][kept])
+
+
+def test_a_cubic_schedule_reaches_its_sparsity_halfway_and_keeps_a_later_epoch(teacher_dir, splits, options, tmp_path,
+                                                                               monkeypatch):  # fmt: skip
+    taught = soft(teacher_dir, splits, options, tmp_path)
+    seen = []
+    monkeypatch.setattr(pruning, "prune_", lambda linears, method, sparsity, *rest: (
+        seen.append(sparsity), prune_(linears, method, sparsity, *rest)))  # fmt: skip
+    steps = []
+    hold = HoldZeros.on_optimizer_step
+
+    def watched(self, args, state, control, **kwargs):
+        hold(self, args, state, control, **kwargs)
+        steps.append((state.global_step + 1, sparsity_of(self.pruner.linears)))
+
+    monkeypatch.setattr(HoldZeros, "on_optimizer_step", watched)
+    chosen = replace(narrow(options, PruneOptions), prune_schedule="cubic", prune_sparsity=0.75, fine_tune_epochs=4,
+                     early_stopping_patience=4)  # fmt: skip
+    (tmp_path / "out").mkdir()
+    prune(teacher_dir, taught, TASK, tmp_path / "out", chosen)
+    ramp = len(steps) // 2
+    assert seen == pytest.approx([cubic(step, ramp, 0.75) for step in range(1, ramp + 1)])
+    wanted = [min(cubic(step, ramp, 0.75), 0.75) for step, _ in steps]
+    assert [found for _, found in steps] == pytest.approx(wanted, abs=0.01)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert (weights["bert.encoder.layer.0.intermediate.dense.weight"] == 0).sum(dim=1).tolist() == [48] * 256
+
+
+def test_zeros_that_are_lost_stop_the_run(teacher_dir, splits, options, tmp_path, monkeypatch):
+    taught = soft(teacher_dir, splits, options, tmp_path)
+    monkeypatch.setattr(pruning, "apply_masks_", lambda *_: None)
+    with pytest.raises(RuntimeError, match="zeros after epoch 1, but"):
+        prune(teacher_dir, taught, TASK, tmp_path, narrow(options, PruneOptions))
+    pruned = {"pruned": {"sparsity": 0.4}}
+    check_zeros_kept({"stage": "fp16", "sparsity": 0.4}, pruned)
+    with pytest.raises(RuntimeError, match="fp16 has a sparsity of 0.39"):
+        check_zeros_kept({"stage": "fp16", "sparsity": 0.39}, pruned)
+
+
+def test_an_epoch_before_it_settles_is_not_kept(teacher_dir, splits, options, tmp_path, monkeypatch):
+    scores = iter([0.9, 0.8, 0.2, 0.3])
+    monkeypatch.setattr(training, "validation_metrics", lambda _: {"macro_f1": next(scores)})
+    model = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+    chosen = replace(narrow(options, TeacherOptions), early_stopping_patience=2)
+    history = train_(model, AutoTokenizer.from_pretrained(teacher_dir), splits, tmp_path, chosen, epochs=4, lr=1e-3,
+                     settle=0.6, loss=lambda logits, labels, _: hard_label_loss(logits, labels))  # fmt: skip
+    state = training.read_state(training.last_checkpoint(tmp_path / "checkpoints"))
+    assert (state["best_metric"], state["best_global_step"]) == (0.3, state["global_step"])
+    assert [entry["eval_macro_f1"] for entry in history if "eval_macro_f1" in entry] == [0.9, 0.8, 0.2, 0.3]
 
 
 def test_the_launchers_precision_does_not_count(options, tmp_path, monkeypatch):
@@ -187,14 +239,14 @@ def test_batches_group_like_lengths_and_their_order_is_of_seed_and_epoch():
 
 def test_encoder_linears_leave_out_pooler_and_head(splits):
     model, _ = scratch_model("scratch:2x64", TASK, splits["train"][:]["text"], 32)
-    names = list(encoder_linears(model))
-    assert len(names) == 12 and all(name.startswith("bert.encoder.layer.") for name in names)
-    assert sparsity_of(model, names) == 0
+    linears = encoder_linears(model)
+    assert len(linears) == 12 and all(name.startswith("bert.encoder.layer.") for name in linears)
+    assert sparsity_of(linears) == 0
 
 
 def row(stage: str, parent: str, size: int, ms: float, f1: float = 0.8) -> dict:
     return {"stage": stage, "parent": parent, "bytes": size, "size_mb": size / 1e6, "latency_ms_p50": ms,
-            "macro_f1": f1, "compression_ratio": 100e6 / size}  # fmt: skip
+            "packed_mb": size / 2e6, "macro_f1": f1, "compression_ratio": 100e6 / size}  # fmt: skip
 
 
 def test_the_log_says_in_words_what_bought_nothing():
@@ -203,6 +255,7 @@ def test_the_log_says_in_words_what_bought_nothing():
     said = verdicts([linear, teacher, student, pruned])
     assert "the student is larger than the teacher" in said[0] and "0.83x" in said[0]
     assert "pruned made nothing smaller or faster than student" in said[1]
+    assert said[1].endswith("packed, 60.00 against 60.00 MB")
     assert "the linear reference is better than the final model" in said[2] and len(said) == 3
     slow = row("dynamic", "teacher", 50 * 10**6, 40)
     assert verdicts([row("linear", "", 10**6, 1, 0.7), teacher, slow])[0].startswith("dynamic is smaller but slower")

@@ -1,0 +1,297 @@
+"""Trimmed vocabularies and narrower feed-forward blocks: the same logits where nothing was lost, and fresh reloads."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaTokenizer,
+)
+
+import structure
+from calibration import input_norms
+from compression_config import NarrowOptions, Options, TrimOptions, UserError
+from encoders import Task, encoder_linears, ffn_width
+from inference import load, predict_logits
+from structure import (
+    Usage,
+    bare,
+    chosen_tokens,
+    feed_forward,
+    keep_neurons_,
+    narrow_,
+    neuron_importance,
+    taken_before_failure,
+    trim,
+    trimmed_tokenizer,
+    usage,
+    width_asked,
+)
+
+TASK = Task(("0", "1"), False)
+WORDS = ["river", "rivers", "house", "houses", "unhappy", "happiness", "road", "roadside", "নদী", "নদীর", "বাড়ি", "भाषा",
+         "today", "yesterday", "singing", "sings", "sang", "quickly", "quick", "slowly", "slow"]  # fmt: skip
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+NAMES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+ROBERTA = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "bos_token": "<s>",
+           "eos_token": "</s>", "mask_token": "<mask>"}  # fmt: skip
+FAMILIES = ("bert", "electra", "distilbert", "roberta", "xlm-roberta", "albert")
+ODD = "☃ quietly 雪 [MASK] ☃river"
+
+
+def sentences(count: int, seed: int, words: list[str] = WORDS) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(words, k=rng.randint(2, 12))) for _ in range(count)]
+
+
+def wordpiece(corpus: list[str]) -> PreTrainedTokenizerFast:
+    """As BERT's: unused tokens stand between padding and the other special ones."""
+    special = list(NAMES.values())
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained.train_from_iterator(corpus, trainers.WordPieceTrainer(vocab_size=500, special_tokens=special,
+                                                                  show_progress=False))  # fmt: skip
+    tokens = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    tokens[1:1] = ["[unused0]", "[unused1]"]
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    backend.add_special_tokens(special)
+    ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **NAMES)
+
+
+def byte_level(corpus: list[str]) -> RobertaTokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator(corpus, trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    spec = json.loads(backend.to_str())["model"]
+    spec["vocab"]["<mask>"] = len(spec["vocab"])
+    return RobertaTokenizer(vocab=spec["vocab"], merges=[tuple(merge) for merge in spec["merges"]], model_max_length=64)
+
+
+def unigram(corpus: list[str]) -> XLMRobertaTokenizer:
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    backend.train_from_iterator(corpus, trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False))  # fmt: skip
+    pieces = [tuple(piece) for piece in json.loads(backend.to_str())["model"]["vocab"]]
+    return XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=64)
+
+
+RARE = ["walnut", "walnuts", "zebra", "zebras", "ছাতা", "ছাতার", "quietly", "xylem"]
+CORPUS = sentences(300, 0) + sentences(300, 1, RARE)
+
+
+def config(family: str, tokens: int, pad: int):
+    common = {"vocab_size": tokens, "pad_token_id": pad, "max_position_embeddings": 80, "initializer_range": 0.2,
+              **TASK.config()}  # fmt: skip
+    return {"bert": lambda: BertConfig(**SHAPE, **common),
+            "electra": lambda: ElectraConfig(**SHAPE, **common, embedding_size=24),
+            "distilbert": lambda: DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=48, **common),
+            "roberta": lambda: RobertaConfig(**SHAPE, **common, type_vocab_size=1),
+            "xlm-roberta": lambda: XLMRobertaConfig(**SHAPE, **common, type_vocab_size=1),
+            "albert": lambda: AlbertConfig(**SHAPE, **common, embedding_size=24)}[family]()  # fmt: skip
+
+
+def saved(family: str, folder: Path) -> Path:
+    """A random model of a family with a tokenizer of its kind, learnt from more texts than it is trimmed on."""
+    tokenizer = {"roberta": byte_level, "xlm-roberta": unigram}.get(family, wordpiece)(CORPUS)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config(family, len(tokenizer), tokenizer.pad_token_id))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(texts: list[str]) -> DatasetDict:
+    ids = list(range(len(texts)))
+    split = Dataset.from_dict({"id": ids, "text": texts, "label": [i % 2 for i in ids]})
+    return DatasetDict(train=split, validation=split)
+
+
+def trimmed(folder: Path, rule: str, texts: list[str]) -> Path:
+    out = folder.with_name(f"{folder.name}-{rule}")
+    out.mkdir()
+    return trim(folder, rows(texts), TASK, out, TrimOptions(trim_vocab=rule))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_used_changes_no_logit_on_any_training_text(family, tmp_path):
+    texts = [*sentences(60, 2), ODD, "", "☃", "নদীর <mask> </s>"]
+    whole = saved(family, tmp_path / family)
+    small = trimmed(whole, "used", texts)
+    before, after = (predict_logits(load(one, "torch", 64), texts) for one in (whole, small))
+    assert np.array_equal(before, after)
+    sizes = [AutoModelForSequenceClassification.from_pretrained(one).config.vocab_size for one in (whole, small)]
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    assert sizes[1] == len(tokenizer) < sizes[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rule", ["auto", "350"])
+def test_fewer_tokens_still_read_every_text(family, rule, tmp_path):
+    small = trimmed(saved(family, tmp_path / family), rule, sentences(60, 2))
+    tokenizer, whole = AutoTokenizer.from_pretrained(small), AutoTokenizer.from_pretrained(tmp_path / family)
+    model = AutoModelForSequenceClassification.from_pretrained(small)
+    assert len(tokenizer) == model.config.vocab_size <= (350 if rule == "350" else len(whole))
+    for text in (*CORPUS[-20:], ODD):
+        ids = tokenizer(text)["input_ids"]
+        assert max(ids) < len(tokenizer) and ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
+    unknown = tokenizer("雪")["input_ids"][1:-1]
+    assert family == "roberta" or unknown[-1] == tokenizer.unk_token_id  # bytes know everything
+    assert tokenizer.decode(tokenizer("river")["input_ids"], skip_special_tokens=True).strip() == "river"
+
+
+def test_a_tokenizer_that_moved_keeps_special_tokens_in_place(tmp_path):
+    small = AutoTokenizer.from_pretrained(trimmed(saved("bert", tmp_path / "bert"), "auto", sentences(60, 2)))
+    assert {name: getattr(small, name) for name in NAMES} == NAMES
+    assert [small.pad_token_id, small.convert_tokens_to_ids("[unused0]")] == [0, small.unk_token_id]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert-auto")
+    assert model.config.pad_token_id == 0 and model.get_input_embeddings().padding_idx == 0
+
+
+def test_every_kept_row_is_the_embedding_of_its_own_token(tmp_path):
+    whole = saved("xlm-roberta", tmp_path / "xlm")
+    small = trimmed(whole, "auto", sentences(60, 2))
+    vocabularies = [AutoTokenizer.from_pretrained(one).get_vocab() for one in (whole, small)]
+    tables = [AutoModelForSequenceClassification.from_pretrained(one).get_input_embeddings().weight
+              for one in (whole, small)]  # fmt: skip
+    assert set(vocabularies[1]) < set(vocabularies[0])
+    for token, number in vocabularies[1].items():
+        assert torch.equal(tables[1][number], tables[0][vocabularies[0][token]])
+
+
+def test_wordpiece_keeps_what_an_unknown_word_was_matched_with():
+    vocabulary = {token: i for i, token in enumerate(["ab", "a", "##bc", "##b", "x"])}
+    assert taken_before_failure("abc", vocabulary, "##") == ["ab"]  # without it a + ##bc would be known
+    assert taken_before_failure("ab", vocabulary, "##") == [] == taken_before_failure("yx", vocabulary, "##")
+
+
+def test_auto_keeps_the_fewest_tokens_that_cover_what_is_used():
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "aa", "bb", "cc", "dd"])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    used = usage(backend, [["aa " * 9000 + "cc " * 995 + "bb " * 5]])
+    assert used.counts.tolist() == [0, 0, 9000, 5, 995, 0]
+    assert chosen_tokens(backend, used, "auto", pad=0) == [0, 1, 2, 4]  # 0.9995 of 10,000
+    assert chosen_tokens(backend, used, "used", pad=0) == [0, 1, 2, 3, 4]
+    assert chosen_tokens(backend, used, "3", pad=0) == [0, 1, 2]
+
+
+def test_bpe_keeps_what_a_token_is_merged_from():
+    backend = bare(byte_level(CORPUS))
+    vocabulary = backend.get_vocab()
+    used = Usage(backend)
+    used.add(["river"])
+    kept = {token for token, number in vocabulary.items() if number in chosen_tokens(backend, used, "used", pad=1)}
+    after = bare(trimmed_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **ROBERTA),
+                                   chosen_tokens(backend, used, "used", pad=1)))  # fmt: skip
+    assert "river" in kept and after.encode("river").tokens == backend.encode("river").tokens
+    assert set(pre_tokenizers.ByteLevel.alphabet()) <= kept and "Ġzebras" in vocabulary and "Ġzebras" not in kept
+
+
+def test_another_kind_of_tokenizer_is_refused():
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    with pytest.raises(UserError, match="not a WordLevel one"):
+        bare(words)
+
+
+def test_importance_is_the_norm_of_what_a_neuron_adds_by_hand():
+    down = torch.tensor([[3.0, 0.0, 1.0], [4.0, 1.0, 0.0]])
+    assert neuron_importance(down, torch.tensor([1.0, 10.0, 2.0])).tolist() == [5.0, 10.0, 2.0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_removed_neuron_is_a_masked_one(family, tmp_path):
+    folder = saved(family, tmp_path / family)
+    masked, narrow = (AutoModelForSequenceClassification.from_pretrained(folder).eval() for _ in range(2))
+    batch = AutoTokenizer.from_pretrained(folder)(sentences(8, 5), padding=True, return_tensors="pt")
+    downs = {name: down for name, (_, down) in feed_forward(narrow).items()}
+    norms = input_norms(narrow, downs, [batch])
+    for name, (_, down) in feed_forward(masked).items():
+        gone = neuron_importance(down.weight.detach(), norms[name]).argsort()[:24]
+        down.weight.data[:, gone] = 0
+    narrow_(narrow, norms, 24)
+    narrow.save_pretrained(tmp_path / "narrow")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "narrow").eval()
+    assert ffn_width(again.config) == 24 and {up.out_features for up, _ in feed_forward(again).values()} == {24}
+    with torch.no_grad():
+        assert torch.allclose(masked(**batch).logits, again(**batch).logits, atol=1e-6)
+
+
+def test_neurons_keep_their_order_and_their_bias():
+    up, down = torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)
+    whole = down.weight.clone(), up.bias.clone(), down.bias.clone()
+    keep_neurons_(up, down, torch.tensor([0, 2]))
+    assert torch.equal(down.weight, whole[0][:, [0, 2]]) and torch.equal(up.bias, whole[1][[0, 2]])
+    assert torch.equal(down.bias, whole[2])
+
+
+def test_importance_does_not_look_at_padding(tmp_path):
+    folder = saved("bert", tmp_path / "bert")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    downs = {name: down for name, (_, down) in feed_forward(model).items()}
+    alone = input_norms(model, downs, [tokenizer(["river road"], return_tensors="pt")])
+    padded = tokenizer(["river road"], padding="max_length", max_length=40, return_tensors="pt")
+    beside = input_norms(model, downs, [padded])
+    assert all(torch.allclose(alone[name], beside[name], rtol=1e-4) for name in downs)
+
+
+def test_a_width_is_a_number_or_a_share():
+    assert [width_asked(value, 48) for value in (0.5, 24.0, 48.0, 0.001)] == [24, 24, 48, 1]
+
+
+def test_the_stage_narrows_every_layer(tmp_path):
+    options = replace(Options(), ffn_width=0.25, device="cpu", max_length=32, calibration_samples=20)
+    (tmp_path / "out").mkdir()
+    structure.narrow(saved("distilbert", tmp_path / "d"), rows(sentences(40, 3)), TASK, tmp_path / "out",
+                     NarrowOptions(**{name: getattr(options, name) for name in NarrowOptions.__dataclass_fields__}))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert again.config.hidden_dim == 12
+    assert {tuple(linear.weight.shape) for linear in encoder_linears(again).values()} == {(32, 32), (12, 32), (32, 12)}
+
+
+def test_a_word_that_fewer_tokens_would_make_known_stays_unknown_as_otherwise_known(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "a", "##bc", "x", "b", "c"]
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    used = usage(backend, [["abc x"]])
+    kept = chosen_tokens(backend, used, "used", pad=0)
+    after = Tokenizer.from_str(json.dumps(structure.with_tokens(json.loads(backend.to_str()), kept)))
+    assert after.encode("abc x").tokens == backend.encode("abc x").tokens == ["[UNK]", "x"]
+
+
+def test_unigrams_least_score_stays(tmp_path):
+    backend = bare(unigram(CORPUS))
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    least = min(range(len(pieces)), key=lambda number: pieces[number][1])
+    assert least in structure.indispensable(backend, 1)
+
+
+def test_ids_up_to_the_padding_token_stay_because_positions_are_counted_from_it():
+    vocabulary = {token: i for i, token in enumerate(["aa", "[UNK]", "[PAD]", "bb"])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    assert structure.indispensable(backend, pad=2) == {0, 1, 2}
