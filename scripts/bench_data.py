@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+TEACHER = "scratch:1x64"
 MOST_RATIO, MOST_MIB = 2.0, 2048
 ENGLISH = ("the", "river", "people", "say", "that", "nobody", "here", "knows", "where", "this", "road", "goes", "after")
 BANGLA = ("আমি", "তুমি", "আমরা", "নদীর", "পাড়ে", "বড়ো", "গাছ", "দেখে", "বাড়ি", "ফিরি", "যায়", "না", "কেউ", "রাতে")
@@ -65,8 +66,11 @@ def unlabeled(path: str) -> dict[str, tuple[float, float]]:
     from datasets import Dataset, DatasetDict
 
     from artifacts import rows_digest
+    from compression_config import ComputeOptions
     from data import read_tokens, token_lengths, write_tokens, write_unlabeled
-    from encoders import train_wordpiece
+    from distillation import with_teacher_logits, write_teacher_outputs
+    from encoders import Task, scratch_model, train_wordpiece
+    from training import save_model
 
     rows = {name: Dataset.from_dict({"id": [0], "text": [f"a {name} text"], "label": [0]})
             for name in ("train", "validation", "test")}  # fmt: skip
@@ -86,6 +90,12 @@ def unlabeled(path: str) -> dict[str, tuple[float, float]]:
     write_tokens(texts, tokenizer, 128, folder / "tokens.arrow")
     token_lengths(read_tokens(folder / "tokens.arrow"))
     step("tokenized")
+    (folder / "teacher").mkdir()
+    save_model(*scratch_model(TEACHER, Task(("0", "1"), False), [], 128, tokenizer), folder / "teacher")
+    start = time.perf_counter()
+    write_teacher_outputs(folder / "teacher", texts, folder, ComputeOptions(device="cpu", max_length=128))
+    assert len(with_teacher_logits(texts, folder)) == len(texts)
+    step(f"run through a teacher ({TEACHER}) and joined with its logits")
     return found
 
 

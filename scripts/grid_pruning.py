@@ -1,0 +1,82 @@
+"""Wanda and magnitude at several sparsities, with and without recovery: a Markdown table and a plot (matplotlib).
+
+`python scripts/grid_pruning.py PLOT.svg [options of main.py]`, such as `--pipeline kd_prune --seed 1`. Each point is a
+run of main.py; they share teacher and student. Needs `pip install matplotlib`. Differences are from the unpruned model, in points of macro-F1, with
+their 95 % paired bootstrap interval.
+"""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from evaluation import decide
+from main import main as run_main
+from uncertainty import paired_bootstrap
+
+METHODS, SPARSITIES, EPOCHS = ("magnitude", "wanda"), (0.4, 0.6, 0.8, 0.9), {"with recovery": None, "without": "0"}
+Point = tuple[float, float, float]  # difference and the ends of its interval
+
+
+def decisions(predictions: Path, row: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and decisions of a row of a run."""
+    rows = pd.read_parquet(predictions / f"{row}.parquet")
+    labels = np.stack(rows["label"])
+    return labels, decide(np.stack(rows["logits"]), labels.ndim == 2)
+
+
+def point(method: str, sparsity: float, epochs: str | None, words: list[str]) -> Point:
+    """Run one point of the grid."""
+    name = f"grid-{method}-{sparsity:g}-{epochs or 'recovered'}"
+    given = ["--prune_method", method, "--prune_sparsity", str(sparsity), "--experiment", name]
+    with redirect_stdout(sys.stderr):
+        code = run_main([*words, *given, *(["--fine_tune_epochs", epochs] if epochs else [])])
+    if code:
+        raise SystemExit(f"{name} ended with {code}")
+    parent = Path(words[words.index("--output_dir") + 1] if "--output_dir" in words else ".")
+    document = json.loads((parent / "compressed_models" / name / "results_final.json").read_text())
+    before = next(row["parent"] for row in document["rows"] if row["stage"] == "pruned")
+    predictions = parent / "models" / name / "predictions"
+    (labels, reference), (_, pruned) = (decisions(predictions, row) for row in (before, "pruned"))
+    found = paired_bootstrap(labels, pruned, reference, len(document["labels"]), seed=0)
+    return tuple(100 * found[f"delta_macro_f1{end}"] for end in ("", "_low", "_high"))
+
+
+def plot(path: str, points: dict[tuple[str, str, float], Point]) -> None:
+    """Differences against sparsity, a line for each method with and without recovery."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
+        for recovery, style in zip(EPOCHS, ("-", "--"), strict=True):
+            found = np.array([points[method, recovery, sparsity] for sparsity in SPARSITIES])
+            bars = np.abs(found[:, 1:] - found[:, :1]).T
+            axes.errorbar(SPARSITIES, found[:, 0], bars, label=f"{method}, {recovery}", color=color, linestyle=style,
+                          capsize=3)  # fmt: skip
+    axes.set(xlabel="sparsity", ylabel="points of macro-F1 against the unpruned student")
+    axes.axhline(0, color="gray", lw=0.8)
+    axes.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Run the grid, print its table, draw it."""
+    path, *words = sys.argv[1:]
+    points = {(method, recovery, sparsity): point(method, sparsity, epochs, words)
+              for recovery, epochs in EPOCHS.items() for method in METHODS for sparsity in SPARSITIES}  # fmt: skip
+    print(f"| method | recovery | {' | '.join(f'{sparsity:.0%}' for sparsity in SPARSITIES)} |")
+    print(f"|---|---|{'--:|' * len(SPARSITIES)}")
+    for recovery in EPOCHS:
+        for method in METHODS:
+            found = (points[method, recovery, sparsity] for sparsity in SPARSITIES)
+            shown = ("{:+.1f} [{:+.1f}, {:+.1f}]".format(*one) for one in found)
+            print(f"| {method} | {recovery} | {' | '.join(shown)} |", flush=True)
+    plot(path, points)
+
+
+if __name__ == "__main__":
+    main()
