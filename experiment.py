@@ -84,7 +84,7 @@ def collect_errors(*checks: Callable[[], Any]) -> None:
         except UserError as error:
             lines += error.lines
     if lines:
-        raise UserError(*lines)
+        raise UserError(*dict.fromkeys(lines))
 
 
 def check_processes(options: Options) -> None:
@@ -147,6 +147,8 @@ def check_structure(options: Options) -> None:
     of_student = "distill" in PIPELINES[options.pipeline] and not options.student_path.startswith("teacher:")
     flag = "student_path" if of_student else "teacher_path"
     spec = getattr(options, flag)
+    if spec.startswith("scratch:") and not is_fresh(spec):
+        return  # refused already
     if options.trim_vocab != "none" and not is_fresh(spec):
         bare(start_tokenizer(spec, f"--{flag}", [], options.max_length))
     if options.ffn_width is None:

@@ -102,6 +102,17 @@ def test_several_errors_come_together(refused, tmp_path):
     ("--teacher_path scratch:six", "must read scratch:LAYERSxHIDDEN"),
     ("--teacher_path teacher:2", "only --student_path takes teacher:N"),
     ("--device cuda", "--device is cuda, but torch finds no CUDA device"),
+    ("--trim_vocab 299", "--trim_vocab is 299, but must be none, used, auto or a whole number of at least 300"),
+    ("--trim_vocab some", "--trim_vocab is some, but must be none, used, auto"),
+    ("--trim_vocab auto --kd_method relation", "numbers its tokens otherwise than the teacher; use logit"),
+    ("--ffn_width 1.5", "--ffn_width is 1.5, but must be a share in (0, 1) or a whole number"),
+    ("--ffn_width 0", "--ffn_width is 0, but must be a share"),
+    ("--ffn_width 2048", "--ffn_width is 2048, but scratch:4x256 has 1024 neurons a layer"),
+    ("--ffn_width 300 --student_path scratch:1x64", "--ffn_width is 300, but scratch:1x64 has 256 neurons a layer"),
+    ("--ffn_width 0.5 --pipeline quant_only", "trains nothing afterwards that would make it good"),
+    ("--ffn_width 0.5 --pipeline prune_only --fine_tune_epochs 0", "trains nothing afterwards"),
+    ("--prune_scope global --prune_method wanda", "Wanda compares weights within rows alone"),
+    ("--prune_schedule cubic --fine_tune_epochs 0", "it prunes while recovery trains"),
     ("--precision fp16 --device cpu", "--precision is fp16, but training in fp16 needs a GPU"),
 ])  # fmt: skip
 def test_bad_options_are_refused(words, said, refused):
