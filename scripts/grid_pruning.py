@@ -1,8 +1,8 @@
 """Wanda and magnitude at several sparsities, with and without recovery: a Markdown table and a plot (matplotlib).
 
 `python scripts/grid_pruning.py PLOT.svg [options of main.py]`, such as `--pipeline kd_prune --seed 1`; it needs `pip
-install matplotlib`. Each point is a run of main.py; they share teacher and student. Differences are from the unpruned model, in points of macro-F1, with
-their 95 % paired bootstrap interval.
+install matplotlib`. Each point is a run of main.py; they share teacher and student. Differences are from the unpruned
+model, in points of macro-F1, with their 95 % paired bootstrap interval.
 """
 
 import json
