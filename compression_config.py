@@ -55,8 +55,10 @@ SHARE_ABOVE_ZERO = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 TWO_OR_MORE = Rule("must be in [2, 100]", lambda value: 2 <= value <= 100)
 WIDTH = Rule("must be a share in (0, 1) or a whole number of neurons",
              lambda value: 0 < value < 1 or (value < math.inf and value == int(value) >= 1))  # fmt: skip
-TRIM = Rule("must be none, used, auto or a whole number of at least 300",
-            lambda value: value in ("none", "used", "auto") or (value.isdecimal() and 300 <= int(value[:9])))  # fmt: skip
+TRIM = Rule(
+    "must be none, used, auto or a whole number of at least 300",
+    lambda value: value in ("none", "used", "auto") or (value.isdecimal() and int(value[:9]) >= 300),
+)
 LENGTH = Rule("must be in [8, 512]", lambda value: 8 <= value <= 512)
 SEED = Rule("must be in [0, 4294967295]", lambda value: 0 <= value < 2**32)
 PLAIN_NAME = Rule(
