@@ -53,10 +53,11 @@ from losses import KD_LOSSES
 from quantization import check_requirements
 from ranks import is_first, join, process_count, told_by_first
 from stages import Chain
-from structure import bare, width_asked
+from structure import width_asked
 from threshold import check_tunable
 from training import check_finished_teacher, resolve_device, resolve_precision
 from uncertainty import interval_of_mean
+from vocabulary import bare
 
 log = logging.getLogger(__name__)
 

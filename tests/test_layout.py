@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {
-    "ranks": 0, "compression_config": 0, "console": 1, "uncertainty": 0,
+    "ranks": 0, "compression_config": 0, "vocabulary": 1, "console": 1, "uncertainty": 0,
     "encoders": 1, "losses": 1, "artifacts": 1, "tables": 1, "report": 1,
     "data": 2, "calibration": 2, "inference": 2,
     "audit": 3, "evaluation": 3,

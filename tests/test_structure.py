@@ -29,19 +29,16 @@ from calibration import input_norms
 from compression_config import NarrowOptions, Options, TrimOptions, UserError
 from encoders import Task, encoder_linears, ffn_width
 from inference import load, predict_logits
-from structure import (
+from structure import feed_forward, keep_neurons_, narrow_, neuron_importance, trim, width_asked
+from vocabulary import (
     Usage,
     bare,
     chosen_tokens,
-    feed_forward,
-    keep_neurons_,
-    narrow_,
-    neuron_importance,
+    indispensable,
     taken_before_failure,
-    trim,
     trimmed_tokenizer,
     usage,
-    width_asked,
+    with_tokens,
 )
 
 TASK = Task(("0", "1"), False)
@@ -280,7 +277,7 @@ def test_a_word_that_fewer_tokens_would_make_known_stays_unknown_as_otherwise_kn
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     used = usage(backend, [["abc x"]])
     kept = chosen_tokens(backend, used, "used", pad=0)
-    after = Tokenizer.from_str(json.dumps(structure.with_tokens(json.loads(backend.to_str()), kept)))
+    after = Tokenizer.from_str(json.dumps(with_tokens(json.loads(backend.to_str()), kept)))
     assert after.encode("abc x").tokens == backend.encode("abc x").tokens == ["[UNK]", "x"]
 
 
@@ -288,10 +285,10 @@ def test_unigrams_least_score_stays(tmp_path):
     backend = bare(unigram(CORPUS))
     pieces = json.loads(backend.to_str())["model"]["vocab"]
     least = min(range(len(pieces)), key=lambda number: pieces[number][1])
-    assert least in structure.indispensable(backend, 1)
+    assert least in indispensable(backend, 1)
 
 
 def test_ids_up_to_the_padding_token_stay_because_positions_are_counted_from_it():
     vocabulary = {token: i for i, token in enumerate(["aa", "[UNK]", "[PAD]", "bb"])}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    assert structure.indispensable(backend, pad=2) == {0, 1, 2}
+    assert indispensable(backend, pad=2) == {0, 1, 2}
