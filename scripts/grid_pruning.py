@@ -19,6 +19,7 @@ from main import main as run_main
 from uncertainty import paired_bootstrap
 
 METHODS, SPARSITIES, EPOCHS = ("magnitude", "wanda"), (0.4, 0.6, 0.8, 0.9), {"with recovery": None, "without": "0"}
+NAME = "grid"  # of the experiment: one folder, so that teacher and student are evaluated once
 Point = tuple[float, float, float]  # difference and the ends of its interval
 
 
@@ -31,16 +32,15 @@ def decisions(predictions: Path, row: str) -> tuple[np.ndarray, np.ndarray]:
 
 def point(method: str, sparsity: float, epochs: str | None, words: list[str]) -> Point:
     """Run one point of the grid."""
-    name = f"grid-{method}-{sparsity:g}-{epochs or 'recovered'}"
-    given = ["--prune_method", method, "--prune_sparsity", str(sparsity), "--experiment", name]
+    given = ["--prune_method", method, "--prune_sparsity", str(sparsity), "--experiment", NAME, "--overwrite"]
     with redirect_stdout(sys.stderr):
         code = run_main([*words, *given, *(["--fine_tune_epochs", epochs] if epochs else [])])
     if code:
-        raise SystemExit(f"{name} ended with {code}")
+        raise SystemExit(f"{method} at {sparsity:g} ended with {code}")
     parent = Path(words[words.index("--output_dir") + 1] if "--output_dir" in words else ".")
-    document = json.loads((parent / "compressed_models" / name / "results_final.json").read_text())
+    document = json.loads((parent / "compressed_models" / NAME / "results_final.json").read_text())
     before = next(row["parent"] for row in document["rows"] if row["stage"] == "pruned")
-    predictions = parent / "models" / name / "predictions"
+    predictions = parent / "models" / NAME / "predictions"
     (labels, reference), (_, pruned) = (decisions(predictions, row) for row in (before, "pruned"))
     found = paired_bootstrap(labels, pruned, reference, len(document["labels"]), seed=0)
     return tuple(100 * found[f"delta_macro_f1{end}"] for end in ("", "_low", "_high"))
