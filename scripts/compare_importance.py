@@ -1,8 +1,8 @@
 """Which neurons of the feed-forward blocks to keep: by activation and weight norms (what `--ffn_width` does), by Fisher
 information, by weights alone, or at random.
 
-`python scripts/compare_importance.py MODEL CSV [options of main.py]`, with a fine-tuned MODEL such as the `teacher` of a
-run. Narrows it to a half and to a quarter with each, and prints macro-F1 on the validation rows without any training.
+`python scripts/compare_importance.py MODEL CSV [options of main.py]`, with a fine-tuned MODEL such as a run's teacher.
+Narrows it to a half and to a quarter with each, and prints macro-F1 on the validation rows without any training.
 """
 
 import sys
