@@ -15,7 +15,8 @@ from datasets import DatasetDict
 from scipy.special import kolmogorov
 from transformers import PreTrainedTokenizerBase
 
-from data import Labelled, by_chunk, contradicting, is_label, leaking, mask_of, nfc, values_of
+from data import contradicting, leaking
+from labelled import Labelled, by_chunk, is_label, mask_of, nfc, values_of
 
 CHARACTERS = {"no_break_space": "\u00a0", "left_to_right_mark": "\u200e", "newline": "\n",
               "zero_width": "\u200b-\u200d\u2060\ufeff"}  # fmt: skip

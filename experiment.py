@@ -37,7 +37,7 @@ from compression_config import (
     read_config_file,
     write_config_file,
 )
-from data import Labelled, read_labelled, split_rows, usable
+from data import split_rows, usable
 from encoders import (
     check_start,
     ffn_width,
@@ -49,6 +49,7 @@ from encoders import (
     teacher_layer_ids,
 )
 from evaluation import fresh_process
+from labelled import Labelled, read_labelled
 from losses import KD_LOSSES
 from quantization import check_requirements
 from ranks import is_first, join, process_count, told_by_first

@@ -44,8 +44,9 @@ def ours(path: str) -> tuple[float, float]:
     """Seconds and peak memory (MiB) of reading, auditing and splitting."""
     from audit import audit, audit_table, token_sample
     from compression_config import DataOptions
-    from data import read_labelled, split_rows, usable
+    from data import split_rows, usable
     from encoders import train_wordpiece
+    from labelled import read_labelled
 
     options = DataOptions(dataset_path=path, text_column="text", label_columns=("label",))
     start = time.perf_counter()

@@ -8,8 +8,9 @@ import pytest
 
 from audit import audit, audit_table, change_point, token_counts
 from compression_config import DataOptions
-from data import read_labelled, split_rows, usable
+from data import split_rows, usable
 from encoders import train_wordpiece
+from labelled import read_labelled
 
 
 def audited(tmp_path, texts: list[str], labels: list[int], **columns) -> dict:

@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {
-    "ranks": 0, "compression_config": 0, "vocabulary": 1, "console": 1, "uncertainty": 0,
-    "encoders": 1, "losses": 1, "artifacts": 1, "tables": 1, "report": 1,
-    "data": 2, "calibration": 2, "inference": 2,
-    "audit": 3, "evaluation": 3,
-    "training": 4, "export": 4, "benchmark": 4,
-    "distillation": 5, "pruning": 5, "quantization": 5, "structure": 5, "threshold": 5,
-    "stages": 6, "experiment": 7, "main": 8,
+    "ranks": 0, "compression_config": 0, "uncertainty": 0,
+    "console": 1, "encoders": 1, "vocabulary": 1, "losses": 1, "artifacts": 1, "tables": 1, "report": 1,
+    "labelled": 2, "calibration": 2, "inference": 2,
+    "data": 3,
+    "audit": 4, "evaluation": 4, "export": 4,
+    "training": 5, "benchmark": 5,
+    "structure": 6, "distillation": 6, "pruning": 6, "quantization": 6, "threshold": 6,
+    "stages": 7, "experiment": 8, "main": 9,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 

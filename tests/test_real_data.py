@@ -8,7 +8,8 @@ import pytest
 
 from audit import audit, audit_table
 from compression_config import DataOptions
-from data import label_array, load_splits, read_labelled, split_rows, text_key, usable
+from data import label_array, load_splits, split_rows, usable
+from labelled import read_labelled, text_key
 
 FOLDER = os.environ.get("REAL_DATA_DIR")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="REAL_DATA_DIR is not set")

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compression_config import DataOptions, UserError
-from data import label_array, load_splits, read_labelled, split_rows, text_key, usable
+from data import label_array, load_splits, split_rows, usable
+from labelled import read_labelled, text_key
 
 
 def write(tmp_path, **columns) -> DataOptions:
