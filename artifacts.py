@@ -5,12 +5,12 @@ folder is renamed when it is done. A finished folder with the same fingerprint i
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -215,21 +215,44 @@ def pack(files: Iterable[Path], root: Path, target: BinaryIO) -> None:
                 bundle.addfile(entry, file)
 
 
+def bundle_of(directory: Path) -> Path:
+    """Where the bundle of an artifact lies."""
+    return directory.with_name(f"{directory.name}.tar.zst")
+
+
 def write_bundle(directory: Path) -> Path:
     """`<directory>.tar.zst` of every file in `directory`, whole or absent."""
-    bundle = directory.with_name(f"{directory.name}.tar.zst")
+    bundle = bundle_of(directory)
     partial = bundle.with_name(f"{bundle.name}.partial")
-    with partial.open("wb") as target:
-        pack(sorted(path for path in directory.rglob("*") if path.is_file()), directory.parent, target)
-    partial.replace(bundle)
+    try:
+        with partial.open("wb") as target:
+            pack(sorted(path for path in directory.rglob("*") if path.is_file()), directory.parent, target)
+        partial.replace(bundle)
+    finally:
+        partial.unlink(missing_ok=True)
     return bundle
+
+
+class Counter(io.RawIOBase):
+    """A file that only counts the bytes that are written to it."""
+
+    count = 0
+
+    def writable(self) -> bool:
+        """It takes everything."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Count."""
+        self.count += len(data)
+        return len(data)
 
 
 def packed_bytes(files: Iterable[Path], root: Path) -> int:
     """How many bytes the bundle of these files takes."""
-    with tempfile.TemporaryFile() as target:
-        pack(files, root, target)
-        return target.tell()
+    counter = Counter()
+    pack(files, root, counter)
+    return counter.count
 
 
 def versions() -> dict[str, str]:

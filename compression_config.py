@@ -53,8 +53,8 @@ SHARE_BELOW_ONE = Rule("must be in [0, 1)", lambda value: 0 <= value < 1)
 PART = Rule("must be in (0, 1)", lambda value: 0 < value < 1)
 SHARE_ABOVE_ZERO = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 TWO_OR_MORE = Rule("must be in [2, 100]", lambda value: 2 <= value <= 100)
-WIDTH = Rule("must be a share in (0, 1) or a whole number of neurons",
-             lambda value: 0 < value < 1 or (value < math.inf and value == int(value) >= 1))  # fmt: skip
+WIDTH = Rule("must be a share in (0, 1) or a whole number of at least 8",
+             lambda value: 0 < value < 1 or (value < math.inf and value == int(value) >= 8))  # fmt: skip
 TRIM = Rule(
     "must be none, used, auto or a whole number of at least 300",
     lambda value: value in ("none", "used", "auto") or (value.isdecimal() and int(value[:9]) >= 300),
@@ -186,7 +186,8 @@ class DistillOptions(SoftTargetOptions, StudentOptions):
 class CalibrationOptions(SeedOptions, LengthOptions):
     """Texts that Wanda's norms and static activation ranges are measured on."""
 
-    calibration_samples: int = knob(int, 512, "training texts that Wanda and static quantization look at",
+    calibration_samples: int = knob(int, 512, "training texts that --ffn_width, Wanda and static "
+                                    "quantization look at",
                                     rule=POSITIVE)  # fmt: skip
 
 
@@ -398,6 +399,7 @@ def file_errors(flag: str, path: str | None) -> list[str]:
 
 def combination_errors(options: Options) -> list[str]:
     """Options that are right alone and wrong together."""
+    stages = PIPELINES[options.pipeline]
     errors, held_out = [], options.validation_fraction + options.test_fraction
     if held_out >= 1:
         errors.append(f"--validation_fraction and --test_fraction add up to {held_out:g}, but must leave training rows")
@@ -410,24 +412,24 @@ def combination_errors(options: Options) -> list[str]:
     if options.num_folds and options.validation_fraction + 1 / options.num_folds >= 1:
         errors.append(f"--num_folds is {options.num_folds} with --validation_fraction {options.validation_fraction:g}, "
                       "but must leave training rows")  # fmt: skip
-    if options.unlabeled_path and not {"distill", "prune"} & set(PIPELINES[options.pipeline]):
+    if options.unlabeled_path and options.trim_vocab == "none" and not {"distill", "prune"} & set(stages):
         errors.append(f"--unlabeled_path is given, but --pipeline {options.pipeline} trains nothing on the teacher's "
                       "outputs")  # fmt: skip
     if options.unlabeled_path and not options.kd_alpha and options.kd_method == "logit":
         errors.append("--unlabeled_path is given with --kd_alpha 0, but without labels only the teacher can teach")
-    if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in PIPELINES[options.pipeline]:
+    if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in stages:
         errors.append(f"--trim_vocab is given with --kd_method {options.kd_method}, which compares token by token, but "
                       "the trimmed student numbers its tokens otherwise than the teacher; use logit")  # fmt: skip
-    recovers = "prune" in PIPELINES[options.pipeline] and options.fine_tune_epochs
-    if options.ffn_width and not recovers and "distill" not in PIPELINES[options.pipeline]:
+    recovers = "prune" in stages and options.fine_tune_epochs
+    if options.ffn_width and not recovers and "distill" not in stages:
         errors.append(f"--ffn_width is given, but --pipeline {options.pipeline} trains nothing afterwards that would "
                       "make it good")  # fmt: skip
-    if options.prune_scope != "row" and options.prune_method == "wanda":
+    if "prune" in stages and options.prune_scope != "row" and options.prune_method == "wanda":
         errors.append(f"--prune_scope is {options.prune_scope} with --prune_method wanda, but Wanda compares weights "
                       "within rows alone")  # fmt: skip
-    if options.prune_schedule == "cubic" and not options.fine_tune_epochs:
+    if "prune" in stages and options.prune_schedule == "cubic" and not options.fine_tune_epochs:
         errors.append("--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes while recovery trains")
-    if options.kd_baseline and "distill" not in PIPELINES[options.pipeline]:
+    if options.kd_baseline and "distill" not in stages:
         errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
     return errors
 

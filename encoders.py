@@ -193,8 +193,12 @@ def scratch_model(
 
 def position_limit(config: PretrainedConfig) -> int:
     """The most tokens the model's position embeddings hold; RoBERTa-like ones lose the first few to padding."""
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return config.max_position_embeddings - offset
+    return config.max_position_embeddings - positions_before_text(config)
+
+
+def positions_before_text(config: PretrainedConfig) -> int:
+    """Position embeddings that no token of a text has: RoBERTa's relatives count from the padding token's id."""
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 def check_directory(spec: str, flag: str) -> None:
@@ -320,11 +324,13 @@ def check_start(spec: str, flag: str, max_length: int) -> None:
 
 def knows_queries(spec: str, flag: str) -> bool:
     """Whether the queries and keys of the model that `spec` names can be told."""
-    if is_fresh(spec):
-        return True
+    return is_fresh(spec) or bool(query_key_value(encoder_layers(empty_encoder(spec, flag))[1][0]))
+
+
+def empty_encoder(spec: str, flag: str) -> PreTrainedModel:
+    """The architecture of a hub name or directory, without weights or memory."""
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(read_config(spec, flag))
-    return bool(query_key_value(encoder_layers(model)[1][0]))
+        return AutoModelForSequenceClassification.from_config(read_config(spec, flag))
 
 
 def shape_of(spec: str, flag: str, name: str) -> int:

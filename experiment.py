@@ -11,6 +11,7 @@ from datasets import DatasetDict
 
 import report
 from artifacts import (
+    bundle_of,
     digest,
     drop_partial,
     file_digest,
@@ -40,10 +41,10 @@ from compression_config import (
 from data import split_rows, usable
 from encoders import (
     check_start,
+    empty_encoder,
     ffn_width,
     is_fresh,
     knows_queries,
-    read_config,
     shape_of,
     start_tokenizer,
     teacher_layer_ids,
@@ -54,11 +55,11 @@ from losses import KD_LOSSES
 from quantization import check_requirements
 from ranks import is_first, join, process_count, told_by_first
 from stages import Chain
-from structure import width_asked
+from structure import feed_forward, width_asked
 from threshold import check_tunable
 from training import check_finished_teacher, resolve_device, resolve_precision
 from uncertainty import interval_of_mean
-from vocabulary import bare
+from vocabulary import bare_backend
 
 log = logging.getLogger(__name__)
 
@@ -151,11 +152,17 @@ def check_structure(options: Options) -> None:
     spec = getattr(options, flag)
     if spec.startswith("scratch:") and not is_fresh(spec):
         return  # refused already
-    if options.trim_vocab != "none" and not is_fresh(spec):
-        bare(start_tokenizer(spec, f"--{flag}", [], options.max_length))
+    cut_by = "teacher_path" if options.student_tokenizer == "teacher" else flag
+    if options.trim_vocab != "none" and not is_fresh(getattr(options, cut_by)):
+        bare_backend(start_tokenizer(getattr(options, cut_by), f"--{cut_by}", [], options.max_length))
     if options.ffn_width is None:
         return
-    whole = shape_of(spec, f"--{flag}", "intermediate_size") if is_fresh(spec) else ffn_width(read_config(spec, flag))
+    if is_fresh(spec):
+        whole = shape_of(spec, f"--{flag}", "intermediate_size")
+    else:
+        model = empty_encoder(spec, f"--{flag}")
+        feed_forward(model)
+        whole = ffn_width(model.config)
     if (width := width_asked(options.ffn_width, whole)) > whole:
         raise UserError(f"--ffn_width is {width}, but {spec} has {whole} neurons a layer")
 
@@ -188,7 +195,7 @@ def mean_rows(rows: list[dict[str, Any]], test_share: float) -> list[dict[str, A
         mean = dict(same[0]) | {"repeat": "mean"}
         for name, value in same[0].items():
             numbers = [row.get(name) for row in same]
-            if isinstance(value, float) and None not in numbers:
+            if isinstance(value, int | float) and not isinstance(value, bool) and None not in numbers:
                 mean[name] = sum(numbers) / len(numbers)
         for name in HEADLINE:
             found = interval_of_mean([row[name] for row in same], test_share)
@@ -304,7 +311,8 @@ class Experiment:
 
     def results(self) -> list[dict[str, Any]]:
         """All rows, the linear reference first, with ratios and times, and the mean of repeats; says in words what
-        must not be missed. Times are those of the first repeat: the others have the same shapes."""
+        must not be missed. Times are those of the first repeat: the others have the same shapes, or nearly (where a
+        vocabulary is trimmed to other texts)."""
         self.chains[0].add_times()
         rows = [row for chain in self.chains for row in chain.finished_rows()]
         if len(self.chains) > 1:
@@ -317,6 +325,7 @@ class Experiment:
     def ship(self, rows: list[dict[str, Any]]) -> None:
         """Put the first repeat's final model and the results into `compressed_models/<name>/`."""
         first = self.chains[0]
+        bundle_of(self.artifact).unlink(missing_ok=True)
         with whole_or_absent(self.artifact, "new") as partial:
             link_tree(first.model, partial)
             about = {"experiment": self.options.experiment, "shipped": first.name or "the one run",

@@ -25,7 +25,7 @@ from calibration import calibration_texts, input_norms, text_batches
 from compression_config import PruneOptions
 from data import labelled_rows
 from encoders import Task, encoder_linears, is_attention
-from ranks import is_first
+from ranks import is_first, told_by_first
 from training import save_model, soft_target_loss, train_
 
 log = logging.getLogger(__name__)
@@ -177,10 +177,10 @@ class Pruner:
         """Prune the Linears in place."""
         prune_(self.linears, self.method, sparsity, self.scope, self.norms)
 
-    def check(self, when: str, weights: Iterable[Tensor] = ()) -> None:
+    def check(self, when: str, weights: Iterable[Tensor] | None = None) -> None:
         """Stop the run where fewer zeros than promised are in `weights`, by default the Linears' own."""
-        found = zeros_in(weights or [linear.weight for linear in self.linears.values()])
-        check_zeros(found, promised(self.linears, self.sparsity, self.scope), when)
+        weights = [linear.weight for linear in self.linears.values()] if weights is None else weights
+        check_zeros(zeros_in(weights), promised(self.linears, self.sparsity, self.scope), when)
 
 
 def calibrated_norms(
@@ -210,7 +210,7 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
     tokenizer = AutoTokenizer.from_pretrained(model_in)
     texts = calibration_texts(labelled_rows(splits["train"]), options.calibration_samples, options.seed)
     linears = linears_to_prune(model, options.prune_layers)
-    norms = calibrated_norms(model, linears, tokenizer, texts, options)
+    norms = told_by_first(lambda: calibrated_norms(model, linears, tokenizer, texts, options))
     pruner = Pruner(linears, options.prune_method, options.prune_sparsity, options.prune_scope, norms)
     gradual = options.prune_schedule == "cubic"
     if not gradual:

@@ -39,7 +39,7 @@ def difference_text(row: dict[str, Any]) -> str:
 TABLE: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("Stage", number("stage", "{}")),
     ("Size (MB)", number("size_mb", "{:.2f}")),
-    ("Packed", number("packed_mb", "{:.2f}")),
+    ("Packed (MB)", number("packed_mb", "{:.2f}")),
     ("F1", f1_text),
     ("vs teacher (points)", difference_text),
     ("Compression", number("compression_ratio", "{:.2f}x")),
@@ -145,7 +145,8 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         sizes = f"{student['size_mb']:.1f} MB against {teacher['size_mb']:.1f} MB"
         said.append(f"the student is larger than the teacher: {sizes}; "
                     f"compression starts at {student['compression_ratio']:.2f}x")  # fmt: skip
-    steps = [step_verdict(row, by_stage[row["parent"]]) for row in rows if row["parent"] in by_stage]
+    steps = [step_verdict(row, by_stage[row["parent"]]) for row in rows
+             if row["parent"] in by_stage and row["stage"] != "start"]  # fmt: skip
     said += [line for line in steps if line]
     if linear["macro_f1"] > final["macro_f1"]:
         said.append(f"the linear reference is better than the final model: macro-F1 {linear['macro_f1']:.4f} against "

@@ -78,7 +78,7 @@ STAGES = {
     "teacher": Stage(teacher, TeacherOptions, "teacher", trains=True),
     "start": Stage(structure.start, StudentOptions, "start"),
     "trim": Stage(structure.trim, TrimOptions, "trimmed", reads="text_splits"),
-    "narrow": Stage(structure.narrow, NarrowOptions, "narrowed"),
+    "narrow": Stage(structure.narrow_blocks, NarrowOptions, "narrowed"),
     "distill": Stage(distill, DistillOptions, "student", 2, reads="soft_splits", trains=True),
     "plain": Stage(distill, DistillOptions, "student_plain", 2, trains=True),
     "prune": Stage(prune, PruneOptions, "pruned", 3, reads="soft_splits", trains=True),
@@ -86,6 +86,7 @@ STAGES = {
     "quantize": Stage(quantize, QuantizeOptions, ""),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
+SHAPES = ("start", "trim", "narrow")
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
@@ -202,8 +203,8 @@ class Chain:
         return with_teacher_logits(rows, target)
 
     @cached_property
-    def soft_digest(self) -> str:
-        """What determines the rows that a student learns from."""
+    def unlabeled_digest(self) -> str:
+        """What determines the rows that have no label."""
         return rows_digest(self.unlabeled, ("id", "text")) if self.unlabeled else ""
 
     def fingerprint(self, name: str, model_in: Path | str) -> str:
@@ -215,7 +216,7 @@ class Chain:
         if name in ("distill", "plain") and self.shrunk:
             sources.append(read_record(self.shrunk)["fingerprint"])
         if stage.reads != "splits":
-            sources.append(self.soft_digest)
+            sources.append(self.unlabeled_digest)
         together = process_count() if stage.trains else 1
         return digest([name, stage.version, as_record(self.stage_options(name)), together, sources, self.data_digest])
 
@@ -224,16 +225,16 @@ class Chain:
         stage, options, target = STAGES[name], self.stage_options(name), self.directory / name
 
         def make(partial: Path) -> dict[str, float]:
-            splits, given = getattr(self, stage.reads), options
-            if self.shrunk and name in ("distill", "plain"):
-                given = replace(options, student_path=str(self.shrunk))
+            splits = getattr(self, stage.reads)
+            given = replace(options, student_path=start["start"]) if start else options
             with measured() as cost:
                 if stage.trains or is_first():
                     stage.make(model_in, splits, self.task, partial, given)
             return cost
 
         fingerprint = self.fingerprint(name, model_in)
-        remembered = self.have(name, target, fingerprint, model_in, make, options=as_record(options))
+        start = {"start": str(self.shrunk)} if self.shrunk and name in ("distill", "plain") else {}
+        remembered = self.have(name, target, fingerprint, model_in, make, options=as_record(options), **start)
         if is_first():
             self.add_rows(name, target, remembered)
         return target
@@ -269,10 +270,14 @@ class Chain:
                     "remembered": remembered, "directory": str(directory)}  # fmt: skip
             check_zeros_kept(row, self.rows)
             log.info("%s: macro-F1 %.4f, %.2f MB", row_name, row["macro_f1"], row["size_mb"])
-            if "never_predicted" in row:
+            if "never_predicted" in row and not self.is_untrained(name):
                 log.warning("note: %s never predicts %s on the test split", row_name, row["never_predicted"])
             self.forms.append(form)
             self.rows[row_name] = row
+
+    def is_untrained(self, name: str) -> bool:
+        """Whether a stage writes what is trained later, perhaps under a new head."""
+        return name in SHAPES and "distill" in PIPELINES[self.options.pipeline]
 
     def parent_of(self, name: str) -> str:
         """The row that a stage's rows are compared with: the teacher for the student, else the last full-precision one

@@ -20,11 +20,19 @@ from transformers import (
 )
 
 from calibration import calibration_texts, input_norms, text_batches
-from compression_config import NarrowOptions, StudentOptions, TrimOptions
+from compression_config import NarrowOptions, StudentOptions, TrimOptions, UserError
 from data import labelled_rows
-from encoders import Task, encoder_layers, ffn_width, is_attention, set_ffn_width_, start_student
+from encoders import (
+    Task,
+    encoder_layers,
+    ffn_width,
+    is_attention,
+    positions_before_text,
+    set_ffn_width_,
+    start_student,
+)
 from training import save_model
-from vocabulary import bare, chosen_tokens, trimmed_tokenizer, unknown_token, usage
+from vocabulary import bare_backend, chosen_tokens, trimmed_tokenizer, unknown_token, usage
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +61,8 @@ def keep_rows_(model: PreTrainedModel, kept: list[int]) -> None:
     """Keep the rows `kept` of the token embedding, in place; the ids in the config follow."""
     old, new, config = model.get_input_embeddings(), {before: row for row, before in enumerate(kept)}, model.config
     embedding = nn.Embedding(len(kept), old.embedding_dim, padding_idx=new.get(old.padding_idx))
-    embedding.weight.copy_(old.weight[kept])
+    rows = nn.functional.pad(old.weight, (0, 0, 0, max(0, kept[-1] + 1 - old.num_embeddings)))  # of added tokens
+    embedding.weight.copy_(rows[kept])
     model.set_input_embeddings(embedding)
     config.vocab_size = len(kept)
     for name in TOKEN_IDS:
@@ -63,16 +72,17 @@ def keep_rows_(model: PreTrainedModel, kept: list[int]) -> None:
 
 def unknown_rate(backend: Tokenizer, split: Dataset) -> float:
     """Share of the tokens of a split's texts that stand for what the tokenizer does not know."""
-    counts = usage(backend, texts_of(split)).counts
     unknown = backend.token_to_id(unknown_token(backend) or "")
-    return 0.0 if unknown is None else float(counts[unknown] / counts.sum())
+    encodings = (one for texts in texts_of(split) for one in backend.encode_batch_fast(texts, add_special_tokens=False))
+    ids = [number for encoding in encodings for number in encoding.ids]
+    return ids.count(unknown) / max(1, len(ids))
 
 
-def check_lossless(before: Tokenizer, after: Tokenizer, split: Dataset) -> None:
-    """Stop where a text of the split is cut into other tokens than before."""
+def check_lossless(before: Tokenizer, after: Tokenizer, kept: list[int], split: Dataset) -> None:
+    """Stop where a text of the split is cut into other tokens than before; `kept` are the old ids of the new ones."""
     for texts in texts_of(split):
         pairs = zip(before.encode_batch_fast(texts), after.encode_batch_fast(texts), texts, strict=True)
-        differing = [text for one, other, text in pairs if one.tokens != other.tokens]
+        differing = [text for one, other, text in pairs if one.ids != [kept[new] for new in other.ids]]
         if differing:
             raise RuntimeError(f"the trimmed vocabulary cuts {len(differing)} texts otherwise: {differing[0]!r}")
 
@@ -80,13 +90,14 @@ def check_lossless(before: Tokenizer, after: Tokenizer, split: Dataset) -> None:
 def trim(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: TrimOptions) -> Path:
     """Stage `trim`: keep the tokens that the training texts, unlabeled ones among them, need."""
     model, tokenizer = (kind.from_pretrained(model_in) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
-    backend = bare(tokenizer)
+    backend = bare_backend(tokenizer)
     used = usage(backend, texts_of(splits["train"]))
-    kept = chosen_tokens(backend, used, options.trim_vocab, tokenizer.pad_token_id)
+    always = {*tokenizer.all_special_ids, *range(positions_before_text(model.config))}
+    kept = chosen_tokens(backend, used, options.trim_vocab, always)
     trimmed = trimmed_tokenizer(tokenizer, kept)
     if options.trim_vocab == "used":
-        check_lossless(backend, bare(trimmed), splits["train"])
-    unknown = [unknown_rate(one, splits["validation"]) for one in (backend, bare(trimmed))]
+        check_lossless(backend, bare_backend(trimmed), kept, splits["train"])
+    unknown = [unknown_rate(one, splits["validation"]) for one in (backend, bare_backend(trimmed))]
     log.info("vocabulary: %d of %d tokens, %.2f %% of their occurrences in training texts; unknown in validation "
              "texts: %.3f %%, before %.3f %%", len(kept), len(tokenizer), 100 * used.counts[kept].sum() /
              used.counts.sum(), 100 * unknown[1], 100 * unknown[0])  # fmt: skip
@@ -100,9 +111,12 @@ def feed_forward(model: PreTrainedModel) -> dict[str, tuple[nn.Linear, nn.Linear
     prefix, layers = encoder_layers(model)
     found = {}
     for number, layer in enumerate(layers):
-        (_, up), (name, down) = [(name, module) for name, module in layer.named_modules()
-                                 if isinstance(module, nn.Linear) and not is_attention(f".{name}")]  # fmt: skip
-        found[f"{prefix}.{number}.{name}"] = (up, down)
+        block = {name: module for name, module in layer.named_modules()
+                 if isinstance(module, nn.Linear) and not is_attention(f".{name}")}  # fmt: skip
+        if len(block) != 2 or any(linear.bias is None for linear in block.values()):
+            raise UserError(f"--ffn_width is given, but a {model.config.model_type} layer's feed-forward block is not "
+                            "two Linears with biases")  # fmt: skip
+        found[f"{prefix}.{number}.{list(block)[1]}"] = tuple(block.values())
     return found
 
 
@@ -120,7 +134,7 @@ def keep_neurons_(up: nn.Linear, down: nn.Linear, kept: Tensor) -> None:
     up.out_features = down.in_features = len(kept)
 
 
-def narrow_(model: PreTrainedModel, norms: dict[str, Tensor], width: int) -> None:
+def narrow_to_(model: PreTrainedModel, norms: dict[str, Tensor], width: int) -> None:
     """Keep the `width` most important neurons of every feed-forward block, in their order; the config follows."""
     for name, (up, down) in feed_forward(model).items():
         importance = neuron_importance(down.weight.detach().cpu(), norms[name])
@@ -133,7 +147,7 @@ def width_asked(ffn_width: float, whole: int) -> int:
     return max(1, round(ffn_width * whole)) if ffn_width < 1 else int(ffn_width)
 
 
-def narrow(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: NarrowOptions) -> Path:
+def narrow_blocks(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: NarrowOptions) -> Path:
     """Stage `narrow`: a narrower feed-forward block in every layer, for the training that follows to make good."""
     model = AutoModelForSequenceClassification.from_pretrained(model_in).to(options.device)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
@@ -142,6 +156,6 @@ def narrow(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, optio
     norms = input_norms(model, {name: down for name, (_, down) in feed_forward(model).items()}, batches)
     whole = ffn_width(model.config)
     width = width_asked(options.ffn_width, whole)
-    narrow_(model, norms, width)
+    narrow_to_(model, norms, width)
     log.info("feed-forward width: %d of %d neurons a layer", width, whole)
     return save_model(model, tokenizer, out_dir)

@@ -19,12 +19,16 @@ COVERAGE = 0.999  # share of the occurrences that `--trim_vocab auto` keeps
 BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def bare(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def bare_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of the tokenizer's backend that neither cuts nor pads; UserError for kinds that cannot be trimmed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     kind = type(backend.model).__name__ if backend else "slow"
-    if kind not in ("WordPiece", "Unigram", "BPE"):
-        raise UserError(f"--trim_vocab is given, but it trims WordPiece, Unigram and BPE tokenizers, not a {kind} one")
+    model = json.loads(backend.to_str())["model"] if backend else {}
+    fits = {"WordPiece": backend and backend.pre_tokenizer, "Unigram": model.get("unk_id") is not None,
+            "BPE": not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))}  # fmt: skip
+    if not fits.get(kind):
+        raise UserError("--trim_vocab is given, but it trims WordPiece and Unigram that know an unknown token, and BPE "
+                        f"of bytes or plain characters; this tokenizer is another kind of {kind} one")  # fmt: skip
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -36,10 +40,11 @@ def normalised(backend: Tokenizer, text: str) -> str:
     return backend.normalizer.normalize_str(text) if backend.normalizer else text
 
 
-def taken_before_failure(word: str, vocabulary: dict[str, int], prefix: str) -> list[str]:
-    """What WordPiece's longest match takes of an unknown `word` before it fails; nothing of a word that it knows."""
+def taken_before_failure(word: str, vocabulary: dict[str, int], prefix: str, longest: int) -> list[str]:
+    """What WordPiece's longest match takes of an unknown `word` before it fails; nothing of a word that it knows, or
+    that has more than the `longest` characters that it tries."""
     taken: list[str] = []
-    begin = 0
+    begin = 0 if len(word) <= longest else len(word)
     while begin < len(word):
         ends = range(len(word), begin, -1)
         pieces = ((prefix if begin else "") + word[begin:end] for end in ends)
@@ -71,8 +76,15 @@ class Usage:
             seen = normalised(self.backend, text)
             self.characters.update(seen)
             if type(self.backend.model).__name__ == "WordPiece" and self.unknown in encoding.ids:
-                self.taken |= {self.vocabulary[piece] for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(seen)
-                               for piece in taken_before_failure(word, self.vocabulary, continuation(self.backend))}
+                self.add_taken(seen)
+
+    def add_taken(self, text: str) -> None:
+        """Add what is taken of the unknown words of a normalised text."""
+        model = self.backend.model
+        for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text):
+            pieces = taken_before_failure(word, self.vocabulary, model.continuing_subword_prefix,
+                                          model.max_input_chars_per_word)  # fmt: skip
+            self.taken |= {self.vocabulary[piece] for piece in pieces}
 
 
 def usage(backend: Tokenizer, chunks: Iterable[list[str]]) -> Usage:
@@ -103,16 +115,16 @@ def single_characters(backend: Tokenizer, characters: Iterable[str] | None = Non
     return [vocabulary[token] for one in characters for token in (one, mark + one) if token in vocabulary]
 
 
-def indispensable(backend: Tokenizer, pad: int) -> set[int]:
-    """Ids that stay whatever the texts use: special and added tokens, bytes, all up to the padding token (RoBERTa
-    counts positions from it), and Unigram's least score, from which it derives that of an unknown character."""
+def indispensable(backend: Tokenizer) -> set[int]:
+    """Ids that stay whatever the texts use: added tokens, special ones among them, and bytes; of Unigram its mark of
+    words, and the least score, from which it derives that of an unknown character."""
     spec = json.loads(backend.to_str())
-    kept = {token["id"] for token in spec["added_tokens"]} | set(range(pad + 1))
+    kept = {token["id"] for token in spec["added_tokens"]}
     vocabulary = backend.get_vocab(with_added_tokens=False)
     kept |= {number for token, number in vocabulary.items() if BYTE_FALLBACK.fullmatch(token)}
     if spec["model"]["type"] == "Unigram":
         scores = [score for _, score in spec["model"]["vocab"]]
-        kept |= {spec["model"]["unk_id"], int(np.argmin(scores))}
+        kept |= {spec["model"]["unk_id"], int(np.argmin(scores)), vocabulary.get("▁", spec["model"]["unk_id"])}
     elif (token := spec["model"].get("unk_token")) in vocabulary:
         kept.add(vocabulary[token])
     if spec["model"]["type"] == "BPE":
@@ -146,14 +158,14 @@ class Ancestors:
         return found
 
 
-def chosen_tokens(backend: Tokenizer, used: Usage, rule: str, pad: int) -> list[int]:
-    """Old ids of the tokens that `--trim_vocab` keeps, rising.
+def chosen_tokens(backend: Tokenizer, used: Usage, rule: str, always: Iterable[int] = ()) -> list[int]:
+    """Old ids of the tokens that `--trim_vocab` keeps, rising; `always` and the indispensable ones are among them.
 
     `used`: all that occur, and every single character. `auto`: the characters of the texts, and the fewest tokens
     that make up COVERAGE of the occurrences. A number: those characters, then the most frequent tokens, at most so
     many in all.
     """
-    kept, ancestors = indispensable(backend, pad), Ancestors(backend)
+    kept, ancestors = indispensable(backend) | set(always), Ancestors(backend)
     by_count = np.argsort(-used.counts, kind="stable")[: np.count_nonzero(used.counts)]
     if rule == "used":
         return sorted(kept.union(*map(ancestors.of, [*by_count, *used.taken, *single_characters(backend)])))
@@ -204,7 +216,7 @@ def renumbered(part: object, new: dict[int, int]) -> object:
 def trimmed_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: list[int]) -> PreTrainedTokenizerFast:
     """The tokenizer with the tokens `kept` alone. Its class is the general one, which reads `tokenizer.json` as it
     stands: a family's own builds parts of it anew, with ids of its own."""
-    backend = Tokenizer.from_str(json.dumps(with_tokens(json.loads(bare(tokenizer).to_str()), kept)))
+    backend = Tokenizer.from_str(json.dumps(with_tokens(json.loads(bare_backend(tokenizer).to_str()), kept)))
     if sorted(backend.get_vocab().values()) != list(range(len(kept))):
         raise RuntimeError("the trimmed tokenizer numbers its tokens otherwise than the rows of the embedding")
     return PreTrainedTokenizerFast(

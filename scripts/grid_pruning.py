@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from compression_config import parse_options
 from evaluation import decide
 from main import main as run_main
 from uncertainty import paired_bootstrap
@@ -37,7 +38,7 @@ def point(method: str, sparsity: float, epochs: str | None, words: list[str]) ->
         code = run_main([*words, *given, *(["--fine_tune_epochs", epochs] if epochs else [])])
     if code:
         raise SystemExit(f"{method} at {sparsity:g} ended with {code}")
-    parent = Path(words[words.index("--output_dir") + 1] if "--output_dir" in words else ".")
+    parent = Path(parse_options(words).output_dir)
     document = json.loads((parent / "compressed_models" / NAME / "results_final.json").read_text())
     before = next(row["parent"] for row in document["rows"] if row["stage"] == "pruned")
     predictions = parent / "models" / NAME / "predictions"
@@ -65,6 +66,8 @@ def plot(path: str, points: dict[tuple[str, str, float], Point]) -> None:
 
 def main() -> None:
     """Run the grid, print its table, draw it."""
+    if len(sys.argv) < 2 or {"--seeds", "--num_folds"} & set(sys.argv):
+        raise SystemExit(f"{__doc__}\nA grid is of one seed and one split.")
     path, *words = sys.argv[1:]
     points = {(method, recovery, sparsity): point(method, sparsity, epochs, words)
               for recovery, epochs in EPOCHS.items() for method in METHODS for sparsity in SPARSITIES}  # fmt: skip

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from compression_config import NarrowOptions, QuantizeOptions, TrimOptions
 from evaluation import Form, size_on_disk
 from quantization import quantize
-from structure import narrow, trim
+from structure import narrow_blocks, trim
 
 TEACHER = ElectraConfig(vocab_size=32_000, embedding_size=768, hidden_size=768, num_hidden_layers=12,
                         num_attention_heads=12, intermediate_size=3072, **TASK.config())  # fmt: skip
@@ -38,7 +38,7 @@ def main() -> None:
         for step in ("trimmed", "narrowed", "int8"):
             folders[step].mkdir()
         trim(folders["student"], splits, TASK, folders["trimmed"], TrimOptions(trim_vocab="12000"))
-        narrow(folders["trimmed"], splits, TASK, folders["narrowed"],
+        narrow_blocks(folders["trimmed"], splits, TASK, folders["narrowed"],
                NarrowOptions(ffn_width=0.5, device="cpu", **calibration))  # fmt: skip
         quantize(folders["narrowed"], splits, TASK, folders["int8"],
                  QuantizeOptions(quant_method="dynamic", **calibration))  # fmt: skip

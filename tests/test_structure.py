@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AlbertConfig,
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -27,12 +28,12 @@ from transformers import (
 import structure
 from calibration import input_norms
 from compression_config import NarrowOptions, Options, TrimOptions, UserError
-from encoders import Task, encoder_linears, ffn_width
+from encoders import Task, encoder_linears, ffn_width, positions_before_text
 from inference import load, predict_logits
-from structure import feed_forward, keep_neurons_, narrow_, neuron_importance, trim, width_asked
+from structure import feed_forward, keep_neurons_, narrow_to_, neuron_importance, trim, width_asked
 from vocabulary import (
     Usage,
-    bare,
+    bare_backend,
     chosen_tokens,
     indispensable,
     taken_before_failure,
@@ -182,8 +183,9 @@ def test_every_kept_row_is_the_embedding_of_its_own_token(tmp_path):
 
 def test_wordpiece_keeps_what_an_unknown_word_was_matched_with():
     vocabulary = {token: i for i, token in enumerate(["ab", "a", "##bc", "##b", "x"])}
-    assert taken_before_failure("abc", vocabulary, "##") == ["ab"]  # without it a + ##bc would be known
-    assert taken_before_failure("ab", vocabulary, "##") == [] == taken_before_failure("yx", vocabulary, "##")
+    taken = lambda word, longest=100: taken_before_failure(word, vocabulary, "##", longest)  # noqa: E731
+    assert taken("abc") == ["ab"]  # without it a + ##bc would be known
+    assert taken("ab") == [] == taken("yx") == taken("abc", longest=2)
 
 
 def test_auto_keeps_the_fewest_tokens_that_cover_what_is_used():
@@ -192,27 +194,21 @@ def test_auto_keeps_the_fewest_tokens_that_cover_what_is_used():
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     used = usage(backend, [["aa " * 9000 + "cc " * 995 + "bb " * 5]])
     assert used.counts.tolist() == [0, 0, 9000, 5, 995, 0]
-    assert chosen_tokens(backend, used, "auto", pad=0) == [0, 1, 2, 4]  # 0.9995 of 10,000
-    assert chosen_tokens(backend, used, "used", pad=0) == [0, 1, 2, 3, 4]
-    assert chosen_tokens(backend, used, "3", pad=0) == [0, 1, 2]
+    assert chosen_tokens(backend, used, "auto", [0]) == [0, 1, 2, 4]  # 0.9995 of 10,000
+    assert chosen_tokens(backend, used, "used", [0]) == [0, 1, 2, 3, 4]
+    assert chosen_tokens(backend, used, "3", [0]) == [0, 1, 2]
 
 
 def test_bpe_keeps_what_a_token_is_merged_from():
-    backend = bare(byte_level(CORPUS))
+    backend = bare_backend(byte_level(CORPUS))
     vocabulary = backend.get_vocab()
     used = Usage(backend)
     used.add(["river"])
-    kept = {token for token, number in vocabulary.items() if number in chosen_tokens(backend, used, "used", pad=1)}
-    after = bare(trimmed_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **ROBERTA),
-                                   chosen_tokens(backend, used, "used", pad=1)))  # fmt: skip
+    kept = {token for token, number in vocabulary.items() if number in chosen_tokens(backend, used, "used")}
+    after = bare_backend(trimmed_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **ROBERTA),
+                                   chosen_tokens(backend, used, "used")))  # fmt: skip
     assert "river" in kept and after.encode("river").tokens == backend.encode("river").tokens
     assert set(pre_tokenizers.ByteLevel.alphabet()) <= kept and "Ġzebras" in vocabulary and "Ġzebras" not in kept
-
-
-def test_another_kind_of_tokenizer_is_refused():
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    with pytest.raises(UserError, match="not a WordLevel one"):
-        bare(words)
 
 
 def test_importance_is_the_norm_of_what_a_neuron_adds_by_hand():
@@ -230,7 +226,7 @@ def test_a_removed_neuron_is_a_masked_one(family, tmp_path):
     for name, (_, down) in feed_forward(masked).items():
         gone = neuron_importance(down.weight.detach(), norms[name]).argsort()[:24]
         down.weight.data[:, gone] = 0
-    narrow_(narrow, norms, 24)
+    narrow_to_(narrow, norms, 24)
     narrow.save_pretrained(tmp_path / "narrow")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "narrow").eval()
     assert ffn_width(again.config) == 24 and {up.out_features for up, _ in feed_forward(again).values()} == {24}
@@ -264,7 +260,7 @@ def test_a_width_is_a_number_or_a_share():
 def test_the_stage_narrows_every_layer(tmp_path):
     options = replace(Options(), ffn_width=0.25, device="cpu", max_length=32, calibration_samples=20)
     (tmp_path / "out").mkdir()
-    structure.narrow(saved("distilbert", tmp_path / "d"), rows(sentences(40, 3)), TASK, tmp_path / "out",
+    structure.narrow_blocks(saved("distilbert", tmp_path / "d"), rows(sentences(40, 3)), TASK, tmp_path / "out",
                      NarrowOptions(**{name: getattr(options, name) for name in NarrowOptions.__dataclass_fields__}))
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert again.config.hidden_dim == 12
@@ -275,20 +271,55 @@ def test_a_word_that_fewer_tokens_would_make_known_stays_unknown_as_otherwise_kn
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ab", "a", "##bc", "x", "b", "c"]
     backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    used = usage(backend, [["abc x"]])
-    kept = chosen_tokens(backend, used, "used", pad=0)
+    used = usage(backend, [["abc xbc"]])
+    kept = chosen_tokens(backend, used, "used")
     after = Tokenizer.from_str(json.dumps(with_tokens(json.loads(backend.to_str()), kept)))
-    assert after.encode("abc x").tokens == backend.encode("abc x").tokens == ["[UNK]", "x"]
+    assert after.encode("abc xbc").tokens == backend.encode("abc xbc").tokens == ["[UNK]", "x", "##bc"]
 
 
-def test_unigrams_least_score_stays(tmp_path):
-    backend = bare(unigram(CORPUS))
+def test_unigrams_least_score_and_mark_of_words_stay():
+    backend = bare_backend(unigram(CORPUS))
     pieces = json.loads(backend.to_str())["model"]["vocab"]
     least = min(range(len(pieces)), key=lambda number: pieces[number][1])
-    assert least in indispensable(backend, 1)
+    assert {least, backend.token_to_id("▁")} <= indispensable(backend)
 
 
-def test_ids_up_to_the_padding_token_stay_because_positions_are_counted_from_it():
-    vocabulary = {token: i for i, token in enumerate(["aa", "[UNK]", "[PAD]", "bb"])}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    assert indispensable(backend, pad=2) == {0, 1, 2}
+def test_roberta_keeps_the_ids_up_to_padding_because_it_counts_positions_from_there(tmp_path):
+    folder = saved("roberta", tmp_path / "r")
+    spec = json.loads((folder / "config.json").read_text())
+    assert positions_before_text(AutoConfig.from_pretrained(folder)) == spec["pad_token_id"] + 1 == 2
+    small = AutoConfig.from_pretrained(trimmed(folder, "auto", ["river"] * 20))
+    assert small.pad_token_id == 1
+    assert positions_before_text(BertConfig(pad_token_id=7)) == 0
+
+
+def test_a_token_without_a_row_gets_one_of_zeros():
+    model = AutoModelForSequenceClassification.from_config(config("bert", 10, 0))
+    structure.keep_rows_(model, [0, 3, 11])
+    assert model.get_input_embeddings().weight[2].eq(0).all() and model.config.vocab_size == 3
+
+
+@pytest.mark.parametrize("model", [
+    models.WordLevel({"a": 0}, unk_token="a"), models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"),
+    models.WordPiece({"a": 0}, unk_token="a"), models.Unigram([("a", 0.0)], None),
+], ids=["WordLevel", "BPE with suffixes", "WordPiece without words", "Unigram without unknown"])  # fmt: skip
+def test_another_kind_of_tokenizer_is_refused(model):
+    with pytest.raises(UserError, match="this tokenizer is another kind of"):
+        bare_backend(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
+
+
+def test_a_block_of_another_kind_is_refused():
+    model = AutoModelForSequenceClassification.from_config(config("bert", 10, 0))
+    model.bert.encoder.layer[1].output.dense.bias = None
+    with pytest.raises(UserError, match="a bert layer's feed-forward block is not two Linears with biases"):
+        feed_forward(model)
+
+
+def test_the_check_of_what_is_lossless_notices_a_piece_that_became_unknown():
+    backend = bare_backend(unigram(CORPUS))
+    kept = [number for number in range(backend.get_vocab_size()) if number != backend.token_to_id("▁river")]
+    whole = list(range(backend.get_vocab_size()))
+    after = Tokenizer.from_str(json.dumps(with_tokens(json.loads(backend.to_str()), kept)))
+    structure.check_lossless(backend, backend, whole, rows(["river"])["train"])
+    with pytest.raises(RuntimeError, match="cuts 1 texts otherwise: 'river'"):
+        structure.check_lossless(backend, after, kept, rows(["house", "river"])["train"])
