@@ -42,7 +42,7 @@ def check_onnx(directory: Path, texts: list[str], seen: np.ndarray) -> None:
 def main(output: Path) -> None:
     """Every form of every experiment; prints how many were compared."""
     forms = 0
-    for directory in sorted((output / "compressed_models").iterdir()):
+    for directory in sorted(path for path in (output / "compressed_models").iterdir() if path.is_dir()):
         rows = pd.read_csv(directory / "results_final.csv")
         test = pd.read_parquet(output / "models" / directory.name / "splits" / "test.parquet")
         for row in rows[rows["directory"] == rows["directory"].iloc[-1]].itertuples():

@@ -177,7 +177,7 @@ def test_slices_are_measured_one_by_one():
 
 
 def test_the_table_prints_as_text_markdown_and_latex(tmp_path, capsys):
-    row = {"stage": "student_plain", "size_mb": 1.5, "macro_f1": 0.8, "delta_macro_f1": -0.004,
+    row = {"stage": "student_plain", "size_mb": 1.5, "packed_mb": 0.9, "macro_f1": 0.8, "delta_macro_f1": -0.004,
            "compression_ratio": 2.0, "delta_macro_f1_low": -0.013, "delta_macro_f1_high": 0.006, "agreement": 0.9,
            "speedup_torch": 3.0, "latency_ms_p50": 1.25, "confusion": [[1, 0], [0, 1]], "bytes": 1}  # fmt: skip
     report.write_results(tmp_path, [row], {"seed": 1}, {})
@@ -186,8 +186,8 @@ def test_the_table_prints_as_text_markdown_and_latex(tmp_path, capsys):
     assert "-0.4 [-1.3, +0.6]" in capsys.readouterr().out
     assert report.main([str(tmp_path), "--format", "markdown"]) == 0
     assert capsys.readouterr().out.splitlines()[2] == (
-        "| student_plain | 1.50 | 0.8000 | -0.4 [-1.3, +0.6] | 2.00x | 3.00x | 0.900 | 1.25 |")
+        "| student_plain | 1.50 | 0.90 | 0.8000 | -0.4 [-1.3, +0.6] | 2.00x | 3.00x | 0.900 | 1.25 |")
     assert report.main([str(tmp_path), "--format", "latex"]) == 0
-    assert "student\\_plain & 1.50 & 0.8000 & -0.4 [-1.3, +0.6] & 2.00x" in capsys.readouterr().out
+    assert "student\\_plain & 1.50 & 0.90 & 0.8000 & -0.4 [-1.3, +0.6] & 2.00x" in capsys.readouterr().out
     assert report.main([str(tmp_path / "absent")]) == 2
     assert "holds no results_final.json" in capsys.readouterr().err
