@@ -31,9 +31,9 @@ from training import save_model, soft_target_loss, train_
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[Tensor, Tensor | None], Tensor]  # (weight [out, in], input norm [in]) -> score [out, in]
+Masks = dict[str, Tensor]  # layer name -> True where the weight is kept [out, in]
 MASK_UPDATES = 32  # how often a cubic schedule prunes on its way
 RAMP = 0.5  # share of the steps of recovery in which it gets there
-Masks = dict[str, Tensor]  # layer name -> True where the weight is kept [out, in]
 
 
 def magnitude(weight: Tensor, input_norm: Tensor | None = None) -> Tensor:
