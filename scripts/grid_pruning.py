@@ -19,7 +19,7 @@ from evaluation import decide
 from main import main as run_main
 from uncertainty import paired_bootstrap
 
-METHODS, SPARSITIES, EPOCHS = ("magnitude", "wanda"), (0.4, 0.6, 0.8, 0.9), {"with recovery": None, "without": "0"}
+METHODS, SPARSITIES, EPOCHS = ("magnitude", "wanda"), (0.4, 0.6, 0.8, 0.9), {"with": None, "without": "0"}
 NAME = "grid"  # of the experiment: one folder, so that teacher and student are evaluated once
 Point = tuple[float, float, float]  # difference and the ends of its interval
 
@@ -48,19 +48,18 @@ def point(method: str, sparsity: float, epochs: str | None, words: list[str]) ->
 
 
 def plot(path: str, points: dict[tuple[str, str, float], Point]) -> None:
-    """Differences against sparsity, a line for each method with and without recovery."""
+    """Differences against sparsity: a panel with recovery and one without, a line for each method."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-    for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
-        for recovery, style in zip(EPOCHS, ("-", "--"), strict=True):
+    figure, panels = pyplot.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    for axes, recovery in zip(panels, EPOCHS, strict=True):
+        for method in METHODS:
             found = np.array([points[method, recovery, sparsity] for sparsity in SPARSITIES])
-            bars = np.abs(found[:, 1:] - found[:, :1]).T
-            axes.errorbar(SPARSITIES, found[:, 0], bars, label=f"{method}, {recovery}", color=color, linestyle=style,
-                          capsize=3)  # fmt: skip
-    axes.set(xlabel="sparsity", ylabel="points of macro-F1 against the unpruned student")
-    axes.axhline(0, color="gray", lw=0.8)
-    axes.legend()
+            axes.errorbar(SPARSITIES, found[:, 0], np.abs(found[:, 1:] - found[:, :1]).T, label=method, capsize=3)
+        axes.set(xlabel="sparsity", title=f"{recovery} recovery")
+        axes.axhline(0, color="gray", linewidth=0.8)
+    panels[0].set_ylabel("points of macro-F1 against unpruned")
+    panels[0].legend()
     figure.savefig(path)
 
 
