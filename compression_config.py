@@ -54,7 +54,7 @@ PART = Rule("must be in (0, 1)", lambda value: 0 < value < 1)
 SHARE_ABOVE_ZERO = Rule("must be in (0, 1]", lambda value: 0 < value <= 1)
 TWO_OR_MORE = Rule("must be in [2, 100]", lambda value: 2 <= value <= 100)
 WIDTH = Rule("must be a share in (0, 1) or a whole number of at least 8",
-             lambda value: 0 < value < 1 or (value < math.inf and value == int(value) >= 8))  # fmt: skip
+             lambda value: 0 < value < 1 or (8 <= value < math.inf and value == int(value)))  # fmt: skip
 TRIM = Rule(
     "must be none, used, auto or a whole number of at least 300",
     lambda value: value in ("none", "used", "auto") or (value.isdecimal() and int(value[:9]) >= 300),
