@@ -102,15 +102,16 @@ def find_finished(folders: Iterable[Path], fingerprint: str) -> Path | None:
     return None
 
 
+def link_or_copy(one: Path | str, other: Path | str) -> None:
+    """A hard link, or a copy where links are impossible."""
+    try:
+        os.link(one, other)
+    except OSError:
+        shutil.copy2(one, other)
+
+
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a directory by hard links, by bytes where links are impossible."""
-
-    def link_or_copy(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-
+    """Copy a directory by `link_or_copy`."""
     shutil.copytree(source, target, copy_function=link_or_copy, dirs_exist_ok=True)
 
 

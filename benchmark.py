@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from compression_config import POSITIVE, UserError, convert
 from console import start_process
-from inference import load, tokenizer_files
+from engines import forms_in, load
 
 if TYPE_CHECKING:
     from evaluation import Form
@@ -95,14 +95,14 @@ def cut(batch: Any, tokens: int | None) -> Any:
 
 
 def prepare(
-    name: str, path: Path, engine: str, texts: list[str], max_length: int, threads: int, device: str
+    name: str, path: Path, form: str, texts: list[str], max_length: int, threads: int, device: str
 ) -> list[str]:
     """Load a form into this process and tokenize its inputs; the kinds of input that it can be timed on."""
-    served = load(path, engine, max_length, threads, device)
+    served = load(path, form, max_length, threads, device)
     CALLS[name] = {}
     for kind, (batch, tokens) in KINDS.items():
         tokenizes = kind == "tokenize_ms"
-        if (tokens or 0) > max_length or (engine == "linear" and (tokens or tokenizes)):
+        if (tokens or 0) > max_length or (form == "linear" and (tokens or tokenizes)):
             continue
         chunks = text_batches(texts, batch, tokens)
         CALLS[name][kind] = [partial(served.encode, chunk) if tokenizes
@@ -213,8 +213,8 @@ def engine_processes(engines: set[str]) -> Iterator[dict[str, Callable[..., Any]
 
 def serve_afresh() -> None:
     """What a fresh process runs: load a form, answer texts from stdin one by one, say when and how large it is."""
-    path, engine, max_length, threads, device, texts = json.load(sys.stdin)
-    served = load(path, engine, max_length, threads, device)
+    path, form, max_length, threads, device, texts = json.load(sys.stdin)
+    served = load(path, form, max_length, threads, device)
     answered = []
     for text in texts:
         served.forward(served.encode([text]))
@@ -224,7 +224,7 @@ def serve_afresh() -> None:
 
 def start_up(form: Form, texts: list[str], max_length: int, threads: int, device: str) -> dict[str, float]:
     """`load_s`, from the start of a fresh Python to its first answer, and `rss_mb`, its memory (MiB) after five."""
-    given = json.dumps([str(form.path.resolve()), form.engine, max_length, threads, device, texts[:5]])
+    given = json.dumps([str(form.path.resolve()), form.served, max_length, threads, device, texts[:5]])
     start = time.perf_counter()  # a clock of the whole system: the other process reads the same one
     done = subprocess.run([sys.executable, "-c", "import benchmark; benchmark.serve_afresh()"], input=given, check=True,
                           cwd=Path(__file__).parent, capture_output=True, text=True)  # fmt: skip
@@ -245,7 +245,7 @@ def measure(
     texts = random.Random(seed).sample(texts, min(len(texts), 32 * RHYTHMS[32].most))
     with engine_processes({form.engine for form in forms}) as processes:
         call = {form.name: processes[form.engine] for form in forms}
-        kinds = {form.name: call[form.name](prepare, form.name, form.path, form.engine, texts, max_length, threads,
+        kinds = {form.name: call[form.name](prepare, form.name, form.path, form.served, texts, max_length, threads,
                                             device) for form in forms}  # fmt: skip
         found = {kind: interleaved(lambda name, *which: call[name](burst, name, *which),
                                    [name for name in kinds if kind in kinds[name]], kind)
@@ -285,19 +285,17 @@ def machine() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}  # fmt: skip
 
 
-def engines_in(directory: Path, max_length: int) -> list[str]:
-    """The engines that a directory holds a model for; UserError where it holds none that can be served."""
+def served_in(directory: Path, max_length: int) -> list[str]:
+    """The forms that a directory holds; UserError where it holds none that can be served."""
     if not directory.is_dir():
         raise UserError(f"DIR is {directory}, but there is no such directory")
-    graphs = len([*directory.glob("onnx/*.onnx")])
-    held = {"torch": any(directory.glob("model*.safetensors")), "onnx": graphs,
-            "linear": (directory / "linear.joblib").is_file()}  # fmt: skip
-    engines = [engine for engine in held if held[engine]]
-    if not engines or graphs > 1:
-        raise UserError(f"DIR is {directory}, but must hold model.safetensors, one onnx/*.onnx or linear.joblib")
-    if engines != ["linear"]:
+    forms = forms_in(directory)
+    if not forms:
+        raise UserError(f"DIR is {directory}, but must hold model.safetensors, onnx/*.onnx, openvino/*.xml or "
+                        "linear.joblib")  # fmt: skip
+    if forms != ["linear"]:
         check_reading(directory, max_length)
-    return engines
+    return forms
 
 
 def check_reading(directory: Path, max_length: int) -> None:
@@ -306,8 +304,9 @@ def check_reading(directory: Path, max_length: int) -> None:
 
     from encoders import position_limit
 
-    if not (directory / "config.json").is_file() or not tokenizer_files(directory):
-        raise UserError(f"DIR is {directory}, but must hold config.json and tokenizer.json beside its model")
+    if not all((directory / name).is_file() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")):
+        raise UserError(f"DIR is {directory}, but must hold config.json, tokenizer.json and tokenizer_config.json "
+                        "beside its model")  # fmt: skip
     try:
         limit = position_limit(AutoConfig.from_pretrained(directory, local_files_only=True))
     except (OSError, ValueError, KeyError, AttributeError):
@@ -331,16 +330,16 @@ def read_texts(path: str | None) -> list[str]:
     return texts
 
 
-def name_forms(directories: list[Path], engines: list[list[str]]) -> list[Form]:
-    """A form for each engine of each directory; one given again is numbered: `DIR (2)`."""
+def name_forms(directories: list[Path], held: list[list[str]]) -> list[Form]:
+    """A form for each that a directory holds; one given again is numbered: `DIR (2)`."""
     from evaluation import Form
 
     forms: list[Form] = []
-    for directory, held in zip(directories, engines, strict=True):
-        for engine in held:
-            name = f"{directory} [{engine}]" if len(held) > 1 else str(directory)
-            before = sum((form.path, form.engine) == (directory, engine) for form in forms)
-            forms.append(Form(f"{name} ({before + 1})" if before else name, directory, engine))
+    for directory, served in zip(directories, held, strict=True):
+        for one in served:
+            name = f"{directory} [{one}]" if len(served) > 1 else str(directory)
+            before = sum((form.path, form.served) == (directory, one) for form in forms)
+            forms.append(Form(f"{name} ({before + 1})" if before else name, directory, one))
     return forms
 
 
@@ -357,13 +356,13 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.threads is not None and not POSITIVE.holds(options.threads):
         errors.append(f"--threads is {options.threads}, but {POSITIVE.text}")
     max_length, texts = checked(convert, "max_length", options.max_length), checked(read_texts, options.texts)
-    engines = [checked(engines_in, directory, max_length or 0) for directory in options.directories]
+    held = [checked(served_in, directory, max_length or 0) for directory in options.directories]
     if errors:
         raise UserError(*errors)
 
     from evaluation import size_on_disk
 
-    forms = name_forms(options.directories, engines)
+    forms = name_forms(options.directories, held)
     found = measure(forms, texts, max_length, "cpu", 0, options.threads)
     return [found[form.name] | size_on_disk(form) | {"form": form.name, "engine": form.engine} for form in forms]
 

@@ -223,11 +223,30 @@ class PruneOptions(SoftTargetOptions, CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(CalibrationOptions):
+class GateOptions(CalibrationOptions):
+    """What a form in fewer bits may lose."""
+
+    max_f1_drop: float | None = knob(
+        float, None, "validation macro-F1, such as 0.01, that a quantized or exported form may lose; one that loses "
+        "more is not shipped", rule=SHARE, auto="no limit")  # fmt: skip
+    quant_auto: bool = knob(
+        bool, False, "leave the layers that are most sensitive by measurement in full precision, until a form loses no "
+        "more than --max_f1_drop")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(GateOptions):
     """Stage `quantize`: store and compute in fewer bits."""
 
     quant_method: str = knob(str, "fp16", "number format of the final model",
                              choices=("fp16", "dynamic", "static", "int4"), main=True)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExportOptions(GateOptions):
+    """Stage `export`: the last full-precision model as graphs in fp32, int8 and 4 bits."""
+
+    export: str = knob(str, "none", "engines to write graphs for", choices=("none", "onnx", "openvino", "all"))
 
 
 @dataclass(frozen=True)
@@ -256,15 +275,16 @@ class PlaceOptions:
 
 @dataclass(frozen=True)
 class Options(
-    PlaceOptions, PipelineOptions, QuantizeOptions, PruneOptions, NarrowOptions, TrimOptions, DistillOptions,
-    TeacherOptions, DataOptions,
+    PlaceOptions, PipelineOptions, ExportOptions, QuantizeOptions, PruneOptions, NarrowOptions, TrimOptions,
+    DistillOptions, TeacherOptions, DataOptions,
 ):
     """Every option of a run."""
 
 
 OPTION_GROUPS = (PipelineOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
                  TeacherOptions, StudentOptions, SoftTargetOptions, DistillOptions, TrimOptions, NarrowOptions,
-                 CalibrationOptions, PruneOptions, QuantizeOptions, PlaceOptions)  # fmt: skip
+                 CalibrationOptions, PruneOptions, QuantizeOptions, ExportOptions, GateOptions,
+                 PlaceOptions)  # fmt: skip
 MAIN_FLAGS = ("pipeline", "dataset_path", "teacher_path", "student_path", "teacher_epochs", "epochs",
               "fine_tune_epochs", "batch", "prune_method", "prune_sparsity", "quant_method")  # fmt: skip
 
@@ -431,6 +451,21 @@ def combination_errors(options: Options) -> list[str]:
         errors.append("--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes while recovery trains")
     if options.kd_baseline and "distill" not in stages:
         errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
+    return errors + gate_errors(options)
+
+
+def gate_errors(options: Options) -> list[str]:
+    """Why the quality gate has nothing to look at."""
+    stages, errors = PIPELINES[options.pipeline], []
+    quantizes = options.export != "none" or ("quantize" in stages and options.quant_method != "fp16")
+    if options.quant_auto and options.max_f1_drop is None:
+        errors.append("--quant_auto is given, but needs --max_f1_drop, such as 0.01, to know what is good enough")
+    if options.quant_auto and not quantizes:
+        errors.append("--quant_auto is given, but nothing is quantized layer by layer; give --export, or a pipeline "
+                      "with --quant_method dynamic, static or int4")  # fmt: skip
+    if options.max_f1_drop is not None and options.export == "none" and "quantize" not in stages:
+        errors.append(f"--max_f1_drop is given, but --pipeline {options.pipeline} makes no form in fewer bits; give "
+                      "--export too")  # fmt: skip
     return errors
 
 

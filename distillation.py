@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, se
 from compression_config import ComputeOptions, DistillOptions
 from data import labelled_rows
 from encoders import Task, encoder_layers, query_key_value, start_student
-from inference import load, predict_logits
+from engines import load, predict_logits
 from losses import KD_LOSSES, States, state_loss
 from ranks import process_count, rank
 from training import save_model, soft_target_loss, train_

@@ -30,30 +30,24 @@ from compression_config import ComputeOptions, SeedOptions
 from console import start_worker
 from data import label_array
 from encoders import Task
-from inference import count_weights, load, predict_logits, serving_files
+from engines import decide, engine_of, load, predict_logits, probabilities, serving_files
 from uncertainty import bootstrap, brier, expected_calibration_error, mcnemar, paired_bootstrap
+from weights import count_weights
 
 
 @dataclass(frozen=True)
 class Form:
-    """A way of serving one model: the row it fills, its directory and its engine (torch, onnx or linear)."""
+    """A way of serving one model: the row it fills, its directory, and what is served of it: torch, linear, or a graph
+    (`onnx/model_q4.onnx`; `onnx` where it is the only one)."""
 
     name: str
     path: Path
-    engine: str
+    served: str
 
-
-def decide(logits: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Class ids [rows] by the largest logit, or 0/1 [rows, labels] where the sigmoid passes one half."""
-    return (logits > 0).astype(int) if multi_label else logits.argmax(axis=1)
-
-
-def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Softmax over classes, or a sigmoid per label; [rows, labels]."""
-    if multi_label:
-        return 1 / (1 + np.exp(-logits))
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    @property
+    def engine(self) -> str:
+        """What serves it: torch, onnx, openvino or linear."""
+        return engine_of(self.served)
 
 
 def macro_f1(labels: np.ndarray, decisions: np.ndarray) -> float:
@@ -144,37 +138,53 @@ def read_logits(path: Path) -> np.ndarray:
 
 def size_on_disk(form: Form) -> dict[str, Any]:
     """Bytes and names of the files needed to serve the form."""
-    files = serving_files(form.path, form.engine)
+    files = serving_files(form.path, form.served)
     total = sum(file.stat().st_size for file in files)
     names = " ".join(str(file.relative_to(form.path)) for file in files)
     return {"bytes": total, "size_mb": total / 1e6, "files": names}
 
 
-def thresholds(form: Form) -> dict[str, str]:
-    """The decision thresholds that were folded into the form's head, as `label: value`; nothing where none were."""
-    config = form.path / "config.json"
-    tuned = json.loads(config.read_text(encoding="utf-8")).get("decision_thresholds", {}) if config.is_file() else {}
-    return {"thresholds": ", ".join(f"{label}: {value:.4f}" for label, value in tuned.items())} if tuned else {}
+def notes(form: Form) -> dict[str, str]:
+    """What config.json tells of the form: decision thresholds that were folded into its head, as `label: value`, and
+    the layers that were left in full precision."""
+    path = form.path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tuned, whole = config.get("decision_thresholds", {}), config.get("layers_left_whole", {}).get(form.name, [])
+    found = {"thresholds": ", ".join(f"{label}: {value:.4f}" for label, value in tuned.items()),
+             "layers_left_whole": ", ".join(whole)}  # fmt: skip
+    return {name: text for name, text in found.items() if text}
+
+
+def read_split(path: Path, task: Task) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows of a split, and their labels: class ids [rows], or 0/1 [rows, labels]."""
+    rows = pd.read_parquet(path)
+    return rows, np.stack(rows["label"]).astype(int) if task.multi_label else rows["label"].to_numpy()
 
 
 def evaluate(
-    form: Form, test_path: Path, task: Task, options: ComputeOptions, teacher_path: Path, out_path: Path
-) -> dict[str, Any]:
+    form: Form, test_path: Path, task: Task, options: ComputeOptions, teacher_path: Path, out_path: Path,
+    validation_path: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Reload the form, predict the test split, write the predictions to `out_path`; the row without times.
 
-    `teacher_path` holds the teacher's predictions, the reference of `agreement`.
+    `teacher_path` holds the teacher's predictions, the reference of `agreement`. Where the quality gate asks for it,
+    the row holds `validation_macro_f1` too.
     """
-    test = pd.read_parquet(test_path)
-    labels = np.stack(test["label"]).astype(int) if task.multi_label else test["label"].to_numpy()
-    engine = load(form.path, form.engine, options.max_length, device=options.device)
+    test, labels = read_split(test_path, task)
+    engine = load(form.path, form.served, options.max_length, device=options.device)
     logits = predict_logits(engine, test["text"].tolist(), options.batch, f"evaluate {form.name}")
+    validated = {}
+    if validation_path:
+        rows, truth = read_split(validation_path, task)
+        decided = decide(predict_logits(engine, rows["text"].tolist(), options.batch), task.multi_label)
+        validated["validation_macro_f1"] = macro_f1(truth, decided)
     write_predictions(out_path, test["id"].tolist(), labels, logits, task.multi_label)
-    counts = count_weights(form.path, form.engine)
-    packed = packed_bytes(serving_files(form.path, form.engine), form.path)
+    counts = count_weights(form.path, form.served)
+    packed = packed_bytes(serving_files(form.path, form.served), form.path)
     decisions, teachers = (decide(one, task.multi_label) for one in (logits, read_logits(teacher_path)))
     row = quality(logits, labels, task) | {"agreement": agreement(decisions, teachers)}
     row |= intervals(labels, decisions, teachers, task, options.seed) | slices(test, labels, decisions)
-    return row | thresholds(form) | size_on_disk(form) | {
+    return row | validated | notes(form) | size_on_disk(form) | {
         "parameters": counts.parameters, "nonzeros": counts.nonzeros, "sparsity": counts.sparsity,
         "packed_bytes": packed, "packed_mb": packed / 1e6}  # fmt: skip
 

@@ -15,7 +15,7 @@ from artifacts import (
     digest,
     drop_partial,
     file_digest,
-    link_tree,
+    link_or_copy,
     rows_digest,
     sole_user,
     source_digest,
@@ -23,6 +23,7 @@ from artifacts import (
     whole_or_absent,
     write_bundle,
     write_json,
+    write_record,
 )
 from audit import audit, audit_table, token_sample
 from benchmark import machine
@@ -49,7 +50,9 @@ from encoders import (
     start_tokenizer,
     teacher_layer_ids,
 )
-from evaluation import fresh_process
+from engines import serving_files
+from evaluation import Form, fresh_process
+from export import check_requirements as check_export_requirements
 from labelled import Labelled, read_labelled
 from losses import KD_LOSSES
 from quantization import check_requirements
@@ -215,6 +218,7 @@ def checked(options: Options) -> Labelled:
     checks.append(lambda: check_structure(options))
     if "quantize" in stages:
         checks.append(lambda: check_requirements(options.quant_method))
+    checks.append(lambda: check_export_requirements(options.export))
     found: list[Labelled] = []
     checks.append(lambda: found.append(read_labelled(narrow(options, DataOptions))))
     collect_errors(*checks)
@@ -268,6 +272,16 @@ def open_experiment(options: Options) -> Iterator["Experiment"]:
         yield experiment
         for chain in experiment.chains if is_first() else ():
             drop_partial(chain.directory)
+
+
+def link_forms(forms: list[Form], target: Path) -> None:
+    """Hard-link what serving the forms needs into one folder; the first form's config and tokenizer stand."""
+    for form in forms:
+        for file in serving_files(form.path, form.served):
+            place = target / file.relative_to(form.path)
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, place)
 
 
 class Experiment:
@@ -327,7 +341,10 @@ class Experiment:
         first = self.chains[0]
         bundle_of(self.artifact).unlink(missing_ok=True)
         with whole_or_absent(self.artifact, "new") as partial:
-            link_tree(first.model, partial)
+            forms = first.shipped()
+            link_forms(forms, partial)
+            write_record(partial, stage="artifact", fingerprint=digest([self.options.experiment, "artifact"]),
+                         forms={form.name: form.served for form in forms})
             about = {"experiment": self.options.experiment, "shipped": first.name or "the one run",
                      "labels": self.task.labels, "problem_type": self.task.problem_type,
                      "split_rows": first.splits.num_rows, "machine": machine(), "versions": versions()}  # fmt: skip

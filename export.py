@@ -1,87 +1,99 @@
-"""Write a checkpoint as one fp32 ONNX graph that takes any batch size and length.
+"""Stage export: the last full-precision model as graphs for ONNX Runtime and OpenVINO, in the Hub's layout.
 
-Node names keep the module's path (`/model/bert/encoder/layer.0/...`), by which the weights are found again later.
+All of a model's graphs lie in one directory, with one config and one tokenizer: `onnx/model.onnx`,
+`onnx/model_quantized.onnx`, `openvino/openvino_model.xml` and so on; each is a form with a row of its own.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-OPSET = 17
-EXAMPLE_TEXTS = ["a", "a b c d e f g h"]  # of different lengths, so that the traced batch holds padding
+import numpy as np
+from datasets import DatasetDict
+from tqdm import tqdm
 
+import graphs
+from calibration import calibration_texts
+from compression_config import ExportOptions, UserError
+from encoders import Task
+from engines import engine_of, load, predict_logits, tokenizer_files
+from gate import Gate, keep_record
 
-def write_onnx(model_dir: Path | str, path: Path | str) -> None:
-    """Export `model_dir` to `path`; the graph's inputs are what its tokenizer gives, its output is `logits`."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, dtype=torch.float32, attn_implementation="eager"
-    )
-    batch = AutoTokenizer.from_pretrained(model_dir)(EXAMPLE_TEXTS, padding=True, return_tensors="pt")
-    names = list(batch)
-    axes = {name: {0: "batch", 1: "length"} for name in names} | {"logits": {0: "batch"}}
-    with quiet():
-        torch.onnx.export(
-            _logits_only(model, names).eval(),
-            tuple(batch.values()),
-            str(path),
-            input_names=names,
-            output_names=["logits"],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    _fold_identities(str(path))
+REQUIREMENTS = {"onnx": ("onnx", "onnxruntime", "onnx_ir"), "openvino": ("openvino", "nncf", "onnx")}
+CHECKED_TEXTS = 32
+TOLERANCE = 1e-3  # largest difference of an fp32 graph's logits from torch's that is let pass
 
 
-def _fold_identities(path: str) -> None:
-    """Read shared weights directly: quantizers pass over a weight that reaches its product through an Identity."""
-    import onnx
+@dataclass(frozen=True)
+class Graph:
+    """A form of an exported model: where it lies, what writes it, the bits of its weights."""
 
-    model = onnx.load(path)
-    source = {tensor.name: tensor.name for tensor in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        node.input[:] = [source.get(name, name) for name in node.input]
-        if node.op_type == "Identity" and node.input[0] in source:
-            source[node.output[0]] = node.input[0]
-        else:
-            nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.save(model, path)
+    form: str
+    write: graphs.Writer
+    bits: int
 
 
-def _logits_only(model: Any, names: list[str]) -> Any:
-    """`model` as a module of positional inputs, because the exporter takes the inputs' order from them."""
-    import torch
-
-    class LogitsOnly(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            return self.model(**dict(zip(names, inputs, strict=True))).logits
-
-    return LogitsOnly()
+GRAPHS = {  # row -> graph
+    "onnx": Graph("onnx/model.onnx", graphs.onnx_fp32, 32),
+    "onnx-int8": Graph("onnx/model_quantized.onnx", graphs.onnx_dynamic, 8),
+    "onnx-static": Graph("onnx/model_static.onnx", graphs.onnx_static, 8),
+    "onnx-int4": Graph("onnx/model_q4.onnx", graphs.onnx_int4, 4),
+    "openvino": Graph("openvino/openvino_model.xml", graphs.openvino_fp32, 32),
+    "openvino-int8": Graph("openvino/openvino_model_qint8_quantized.xml", graphs.openvino_int8, 8),
+    "openvino-int4": Graph("openvino/openvino_model_qint4_quantized.xml", graphs.openvino_int4, 4),
+}
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop the warnings and log lines below ERROR that exporters and quantizers emit by the dozen."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+def graphs_of(engine: str) -> dict[str, Graph]:
+    """Row -> graph of all that `--export` asks for."""
+    return {row: graph for row, graph in GRAPHS.items() if engine in ("all", engine_of(graph.form))}
+
+
+def check_requirements(engine: str) -> None:
+    """UserError in one line if a package that the export needs is not installed."""
+    needed = [name for known, names in REQUIREMENTS.items() if engine in ("all", known) for name in names]
+    missing = [package for package in dict.fromkeys(needed) if find_spec(package) is None]
+    if missing:
+        raise UserError(f"--export is {engine}, but must have {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def export(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: ExportOptions) -> Path:
+    """Stage `export`: write every graph that `--export` gives; the fp32 ones are compared with torch."""
+    texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
+    gate = Gate(model_in, splits, task, options) if options.quant_auto else None
+    whole: dict[str, list[str]] = {}
+    for path in [model_in / "config.json", *tokenizer_files(model_in)]:
+        shutil.copy2(path, out_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        graphs.write_onnx(model_in, source)
+        for row, graph in tqdm(graphs_of(options.export).items(), desc="export", leave=False):
+            (out_dir / graph.form).parent.mkdir(exist_ok=True)
+            write = partial(write_graph, graph, source, out_dir, texts, options.max_length)
+            if gate and graph.bits < 32:
+                whole[row] = gate.fit(write, out_dir, [graph.form], graph.bits)
+            else:
+                write(())
+            if graph.bits == 32:
+                check_faithful(model_in, out_dir, graph.form, texts[:CHECKED_TEXTS], options.max_length)
+    keep_record(out_dir, whole)
+    return out_dir
+
+
+def write_graph(
+    graph: Graph, source: Path, out_dir: Path, texts: list[str], max_length: int, whole: list[str]
+) -> None:
+    """One form, from the fp32 ONNX graph `source`; calibrated on `texts`, read by the tokenizer in `out_dir`."""
+    graph.write(source, out_dir / graph.form, graphs.Calibration(out_dir, texts, max_length), whole)
+
+
+def check_faithful(model_in: Path, out_dir: Path, form: str, texts: list[str], max_length: int) -> None:
+    """Stop where a graph in full precision, read by its own tokenizer, does not give the checkpoint's logits."""
+    ours, theirs = (predict_logits(load(*which, max_length), texts) for which in ((out_dir, form), (model_in, "torch")))
+    if (worst := float(np.abs(ours - theirs).max())) > TOLERANCE:
+        raise RuntimeError(f"{form} differs from {model_in} by {worst:.4f} in a logit; {TOLERANCE} is allowed")

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from audit import audit_table
         from experiment import open_experiment
-        from report import table
+        from report import stopped_forms, table
 
         with open_experiment(options) as experiment:
             if options.audit:
@@ -31,8 +31,13 @@ def main(argv: list[str] | None = None) -> int:
             if is_first():
                 rows = experiment.results()
                 experiment.ship(rows)
-        if is_first():
-            print(table(rows))
+        if not is_first():
+            return 0
+        print(table(rows))
+        stopped = stopped_forms(list(experiment.chains[0].rows.values()), options.max_f1_drop)
+        for line in stopped:
+            print(f"main.py: {line}", file=sys.stderr)
+        return 3 if stopped else 0
     except UserError as error:
         for line in error.lines if is_first() else ():
             print(f"main.py: error: {line}", file=sys.stderr)
@@ -46,7 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"main.py: error: no space is left in {options.output_dir}; what was finished is kept: free some space "
               "and give the same command again", file=sys.stderr)  # fmt: skip
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,24 +9,24 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import DatasetDict
 
+import graphs
 from calibration import calibration_texts
 from compression_config import QuantizeOptions, UserError
 from encoders import Task, encoder_linears
-from inference import empty_model, tokenize_with, tokenizer_files
+from engines import empty_model, tokenizer_files
+from gate import Gate, keep_record
 
-Quantizer = Callable[[Path, Path, list[str], int], None]  # (parent, out_dir, calibration texts, max_length)
+Quantizer = Callable[..., None]  # (parent, out_dir, calibration texts, max_length, layers left whole)
 
-CALIBRATION_BATCH = 8
 NF4_BLOCK = 64
-QUANTIZED_OPS = ["MatMul", "Gather", "Gemm"]
+BITS = {"dynamic": 8, "static": 8, "int4": 4}
 REQUIREMENTS = {
     "fp16": (),
     "dynamic": ("torchao", "onnx", "onnxruntime"),
@@ -44,7 +44,9 @@ def check_requirements(method: str) -> None:
         raise UserError(f"--quant_method is {method}, but must have {' and '.join(missing)}: pip install {names}")
 
 
-def quantize_fp16(parent: Path, out_dir: Path, texts: list[str], max_length: int) -> None:
+def quantize_fp16(
+    parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
+) -> None:
     """Store every tensor in half; `"dtype": "float32"` makes a plain `from_pretrained` compute in fp32."""
     from safetensors.torch import load_file, save_file
 
@@ -56,27 +58,29 @@ def quantize_fp16(parent: Path, out_dir: Path, texts: list[str], max_length: int
     (out_dir / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
-def quantize_dynamic(parent: Path, out_dir: Path, texts: list[str], max_length: int) -> None:
+def quantize_dynamic(
+    parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
+) -> None:
     """Int8 weights, activations quantized as they come: encoder Linears in torch, embeddings and head too in ONNX."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     from transformers import TorchAoConfig
 
     scheme = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-    _save_quantized(parent, out_dir, TorchAoConfig(scheme, modules_to_not_convert=left_alone(parent)))
-    _write_int8_onnx(parent, out_dir, _dynamic_onnx)
+    _save_quantized(parent, out_dir, TorchAoConfig(scheme, modules_to_not_convert=[*left_alone(parent), *whole]))
+    _write_graph(parent, out_dir, graphs.onnx_dynamic, [], max_length, whole)
 
 
-def quantize_static(parent: Path, out_dir: Path, texts: list[str], max_length: int) -> None:
+def quantize_static(
+    parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
+) -> None:
     """Int8 weights, embeddings and head; the activations' ranges are the extremes seen on `texts`."""
-    encode = tokenize_with(parent, max_length, "np")
-    by_length = sorted(texts, key=len)
-    starts = range(0, len(texts), CALIBRATION_BATCH)
-    batches = (dict(encode(by_length[start : start + CALIBRATION_BATCH])) for start in starts)
     _copy_all_but_weights(parent, out_dir)
-    _write_int8_onnx(parent, out_dir, lambda source, target: _static_onnx(source, target, BatchReader(batches)))
+    _write_graph(parent, out_dir, graphs.onnx_static, texts, max_length, whole)
 
 
-def quantize_int4(parent: Path, out_dir: Path, texts: list[str], max_length: int) -> None:
+def quantize_int4(
+    parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
+) -> None:
     """Dettmers et al. (2023): encoder Linears in NF4, blocks of 64, the blocks' scales quantized to 8 bits.
 
     Saved before any forward, because on some CPUs the first one repacks the weights with a loss.
@@ -84,15 +88,15 @@ def quantize_int4(parent: Path, out_dir: Path, texts: list[str], max_length: int
     import torch
     from transformers import BitsAndBytesConfig
 
-    whole = left_alone(parent, width_multiple=NF4_BLOCK)
-    if set(whole) >= encoder_linears(empty_model(parent)).keys():
+    unfit = left_alone(parent, width_multiple=NF4_BLOCK)
+    if set(unfit) >= encoder_linears(empty_model(parent)).keys():
         raise UserError(f"--quant_method is int4, but no encoder Linear is a multiple of {NF4_BLOCK} inputs wide")
     scheme = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=whole,
+        llm_int8_skip_modules=[*unfit, *whole],
     )
     _save_quantized(parent, out_dir, scheme)
 
@@ -107,20 +111,18 @@ QUANTIZERS: dict[str, Quantizer] = {
 
 def quantize(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: QuantizeOptions) -> Path:
     """Stage `quantize`: write every form that `--quant_method` gives."""
+    method = options.quant_method
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
-    QUANTIZERS[options.quant_method](model_in, out_dir, texts, options.max_length)
+
+    def write(whole: Sequence[str]) -> None:
+        QUANTIZERS[method](model_in, out_dir, texts, options.max_length, whole)
+
+    if options.quant_auto and method in BITS:
+        whole = Gate(model_in, splits, task, options).fit(write, out_dir, ENGINES[method], BITS[method])
+        keep_record(out_dir, {method: whole, f"{method}-onnx": whole} if whole else {})
+    else:
+        write(())
     return out_dir
-
-
-class BatchReader:
-    """What ONNX Runtime's calibration reads: one batch a call, None after the last."""
-
-    def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
-        self.batches = batches
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch of token ids and masks."""
-        return next(self.batches, None)
 
 
 def left_alone(model_dir: Path, width_multiple: int = 1) -> list[str]:
@@ -131,15 +133,6 @@ def left_alone(model_dir: Path, width_multiple: int = 1) -> list[str]:
     fitting = {name for name, linear in encoder_linears(model).items() if linear.in_features % width_multiple == 0}
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in linears if name not in fitting]
-
-
-def has_vnni() -> bool:
-    """Whether this CPU multiplies int8 without saturating in between; taken as no where it does not say."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _save_quantized(parent: Path, out_dir: Path, scheme: Any) -> None:
@@ -159,34 +152,13 @@ def _copy_all_but_weights(parent: Path, out_dir: Path) -> None:
         shutil.copy2(path, out_dir)
 
 
-def _write_int8_onnx(parent: Path, out_dir: Path, quantize: Callable[[str, str], None]) -> None:
-    """Put `quantize`'s graph into `out_dir`; the fp32 graph that it is made from leaves no trace."""
-    from export import quiet, write_onnx
-
+def _write_graph(
+    parent: Path, out_dir: Path, write: graphs.Writer, texts: list[str], max_length: int, whole: Sequence[str]
+) -> None:
+    """Put `write`'s graph into `out_dir`; the fp32 graph that it is made from leaves no trace."""
     (out_dir / "onnx").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        source = f"{folder}/model.onnx"
-        write_onnx(parent, source)
-        quantize(source, str(out_dir / "onnx" / "model_quantized.onnx"))
-
-
-def _dynamic_onnx(source: str, target: str) -> None:
-    from onnxruntime.quantization import quantize_dynamic
-
-    quantize_dynamic(source, target, QUANTIZED_OPS, per_channel=True, reduce_range=not has_vnni())
-
-
-def _static_onnx(source: str, target: str, reader: BatchReader) -> None:
-    """Outputs of products stay in float: their few large values would stretch the scale of all others."""
-    from onnxruntime.quantization import QuantType, quantize_static
-
-    quantize_static(
-        source,
-        target,
-        reader,
-        op_types_to_quantize=QUANTIZED_OPS,
-        per_channel=True,
-        reduce_range=not has_vnni(),
-        activation_type=QuantType.QUInt8,
-        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        graphs.write_onnx(parent, source)
+        calibration = graphs.Calibration(parent, texts, max_length)
+        write(source, out_dir / "onnx" / "model_quantized.onnx", calibration, whole)

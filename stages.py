@@ -36,6 +36,7 @@ from compression_config import (
     PIPELINES,
     ComputeOptions,
     DistillOptions,
+    ExportOptions,
     NarrowOptions,
     Options,
     PruneOptions,
@@ -52,7 +53,8 @@ from data import write_unlabeled
 from distillation import distill, with_teacher_logits, write_teacher_outputs
 from encoders import Task
 from evaluation import Form, evaluate, fit_linear
-from export import write_onnx
+from export import GRAPHS, export, graphs_of
+from graphs import write_graphs
 from pruning import prune
 from quantization import ENGINES, quantize
 from ranks import is_first, process_count, told_by_first, wait
@@ -83,20 +85,25 @@ STAGES = {
     "plain": Stage(distill, DistillOptions, "student_plain", 2, trains=True),
     "prune": Stage(prune, PruneOptions, "pruned", 3, reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
-    "quantize": Stage(quantize, QuantizeOptions, ""),
+    "quantize": Stage(quantize, QuantizeOptions, "", 2),
+    "export": Stage(export, ExportOptions, ""),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
 SHAPES = ("start", "trim", "narrow")
+LEAVES = ("quantize", "export")
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
 EVALUATION = 3  # grows when the code of evaluation changes what it finds
 
 
-def forms_of(stage: str, quant_method: str) -> dict[str, str]:
-    """Row name -> engine, for every form that a stage writes."""
+def forms_of(stage: str, options: Options) -> dict[str, str]:
+    """Row name -> what is served, for every form that a stage writes."""
+    if stage == "export":
+        return {row: graph.form for row, graph in graphs_of(options.export).items()}
     if stage == "quantize":
-        return {quant_method + ("-onnx" if engine == "onnx" else ""): engine for engine in ENGINES[quant_method]}
+        method = options.quant_method
+        return {method + ("-onnx" if engine == "onnx" else ""): engine for engine in ENGINES[method]}
     return {STAGES[stage].row: "linear" if stage == "linear" else "torch"}
 
 
@@ -107,12 +114,16 @@ def shrinking_stages(options: Options) -> list[str]:
     return ["start", *names] if names and "distill" in PIPELINES[options.pipeline] else names
 
 
-def stages_after_teacher(options: Options) -> list[str]:
-    """The stages of the pipeline; thresholds are tuned on the last full-precision model."""
-    names = list(PIPELINES[options.pipeline])
-    if options.tune_threshold:
-        names.insert(len(names) - ("quantize" in names), "tune")
-    return names
+def trunk_of(options: Options) -> list[str]:
+    """The full-precision stages that follow the teacher; thresholds are tuned on the last of them."""
+    names = [name for name in PIPELINES[options.pipeline] if name not in LEAVES]
+    return [*names, "tune"] if options.tune_threshold else names
+
+
+def leaves_of(options: Options) -> list[str]:
+    """The stages that start from the last full-precision model, each for itself."""
+    asked = {"quantize": "quantize" in PIPELINES[options.pipeline], "export": options.export != "none"}
+    return [name for name in LEAVES if asked[name]]
 
 
 def check_zeros_kept(row: dict[str, Any], before: dict[str, dict[str, Any]]) -> None:
@@ -120,6 +131,12 @@ def check_zeros_kept(row: dict[str, Any], before: dict[str, dict[str, Any]]) -> 
     promised = before["pruned"]["sparsity"] if "pruned" in before else 0.0
     if row["sparsity"] < promised - 1e-6:
         raise RuntimeError(f"{row['stage']} has a sparsity of {row['sparsity']:.6f}, the pruned model {promised:.6f}")
+
+
+def gated(row: dict[str, Any], parent: dict[str, Any], limit: float) -> dict[str, Any]:
+    """What a form loses of its parent's macro-F1 on validation, and whether that is little enough to ship it."""
+    drop = parent["validation_macro_f1"] - row["validation_macro_f1"]
+    return {"validation_drop": drop, "shipped": drop <= limit + 1e-9}
 
 
 class Chain:
@@ -162,14 +179,19 @@ class Chain:
             self.shrunk, model = model, teacher_dir
         if self.options.kd_baseline:
             self.stage("plain", teacher_dir)
-        for name in stages_after_teacher(self.options):
+        for name in trunk_of(self.options):
             model = self.stage(name, model)
-        self.model = model
+        for name in leaves_of(self.options):
+            self.stage(name, model)
 
     def stage_options(self, name: str) -> Any:
         """What the stage reads; the student without a teacher learns from hard labels alone."""
-        unread = {f.name: f.default for f in own_knobs(DistillOptions) if f.name.startswith("kd_")}
-        options = replace(self.options, **unread, kd_alpha=0.0, kd_temperature=1.0) if name == "plain" else self.options
+        options = self.options
+        if name == "plain":
+            unread = {f.name: f.default for f in own_knobs(DistillOptions) if f.name.startswith("kd_")}
+            options = replace(options, **unread, kd_alpha=0.0, kd_temperature=1.0)
+        if name in LEAVES and not options.quant_auto:
+            options = replace(options, max_f1_drop=None)  # it decides what is shipped, not what is made
         return narrow(options, STAGES[name].options)
 
     @cached_property
@@ -263,15 +285,17 @@ class Chain:
     def add_rows(self, name: str, directory: Path, remembered: bool) -> None:
         """Evaluate every form that the stage wrote."""
         record, parent = read_record(directory), self.parent_of(name)
-        for row_name, engine in forms_of(name, self.options.quant_method).items():
-            form = Form(row_name, directory, engine)
-            row = {"stage": row_name, "engine": engine, "parent": parent, **self.evaluated(form, record)}
+        for row_name, served in forms_of(name, self.options).items():
+            form = Form(row_name, directory, served)
+            row = {"stage": row_name, "engine": form.engine, "parent": parent, **self.evaluated(form, record)}
             row |= {"seconds": record["seconds"], "peak_memory_mb": record["peak_memory_mb"],
                     "remembered": remembered, "directory": str(directory)}  # fmt: skip
             check_zeros_kept(row, self.rows)
             log.info("%s: macro-F1 %.4f, %.2f MB", row_name, row["macro_f1"], row["size_mb"])
             if "never_predicted" in row and not self.is_untrained(name):
                 log.warning("note: %s never predicts %s on the test split", row_name, row["never_predicted"])
+            if name in LEAVES and self.options.max_f1_drop is not None:
+                row |= gated(row, self.rows[parent], self.options.max_f1_drop)
             self.forms.append(form)
             self.rows[row_name] = row
 
@@ -284,10 +308,19 @@ class Chain:
         before it."""
         if STAGES[name].row in REFERENCES:
             return ""
-        before = [row for row in self.rows if row not in REFERENCES]
+        leaves = [row for leaf in LEAVES for row in forms_of(leaf, self.options)]
+        before = [row for row in self.rows if row not in (*REFERENCES, *leaves)]
         if name == "distill":
             return "teacher"
         return before[-1] if before else ""
+
+    def shipped(self) -> list[Form]:
+        """The forms that the artifact holds: every graph that was asked for and the quantized model, or where there is
+        none the last full-precision one; without those that the gate stops."""
+        wanted = [row for leaf in leaves_of(self.options) for row in forms_of(leaf, self.options)]
+        if "quantize" not in leaves_of(self.options):
+            wanted.insert(0, self.parent_of("export"))
+        return [form for form in self.forms if form.name in wanted and self.rows[form.name].get("shipped", True)]
 
     def evaluated(self, form: Form, record: dict[str, Any]) -> dict[str, Any]:
         """Quality and size of a form, measured in the other process unless an equal measurement is kept."""
@@ -296,11 +329,14 @@ class Chain:
         teacher_path, out_path = predictions / "teacher.parquet", predictions / f"{form.name}.parquet"
         kept, compute = predictions / f"{form.name}.json", narrow(self.options, ComputeOptions)
         teacher = read_record(self.directory / "teacher")["fingerprint"]
-        key = digest([record["fingerprint"], teacher, self.test_digest, form.engine, as_record(compute), EVALUATION])
+        gate = self.options.max_f1_drop is not None
+        validation = self.directory / "splits" / "validation.parquet" if gate else None
+        known = [self.test_digest, form.served, as_record(compute), gate, EVALUATION]
+        key = digest([record["fingerprint"], teacher, *known])
         if kept.is_file() and out_path.is_file() and (row := json.loads(kept.read_text()))["key"] == key:
             return row["metrics"]
         test = self.directory / "splits" / "test.parquet"
-        metrics = self.elsewhere(evaluate, form, test, self.task, compute, teacher_path, out_path)
+        metrics = self.elsewhere(evaluate, form, test, self.task, compute, teacher_path, out_path, validation)
         write_json(kept, {"key": key, "metrics": metrics})
         return metrics
 
@@ -315,14 +351,14 @@ class Chain:
     def add_times(self) -> None:
         """Time every form in turn; the fp32 teacher is timed in each engine that a row uses, as its baseline."""
         baselines, timed = {"torch": "teacher"}, list(self.forms)
-        copy = partial_of(self.directory / "teacher", "onnx")
-        if any(form.engine == "onnx" for form in self.forms):
+        copy = partial_of(self.directory / "teacher", "graphs")
+        if graphs := {form.engine for form in self.forms} & {"onnx", "openvino"}:
             shutil.rmtree(copy, ignore_errors=True)
             link_tree(self.directory / "teacher", copy)
-            (copy / "onnx").mkdir()
-            write_onnx(copy, copy / "onnx" / "model.onnx")
-            baselines["onnx"] = "teacher in onnx"
-            timed.append(Form("teacher in onnx", copy, "onnx"))
+            write_graphs(copy)
+        for engine in sorted(graphs):
+            baselines[engine] = f"teacher in {engine}"
+            timed.append(Form(baselines[engine], copy, GRAPHS[engine].form))
         times = benchmark.measure(timed, self.splits["test"][:]["text"], self.options.max_length, self.options.device,
                                   self.options.seed)  # fmt: skip
         benchmark.add_speedups(self.rows, times, baselines, {form.name: form.engine for form in self.forms})

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from compression_config import ComputeOptions, UserError
 from data import label_array
 from encoders import Task
+from engines import load, predict_logits
 from evaluation import probabilities
-from inference import load, predict_logits
 from training import save_model
 from uncertainty import tune_thresholds
 

@@ -35,9 +35,9 @@ from compression_config import ComputeOptions, DistillOptions, Options, TeacherO
 from data import label_array, load_splits, read_tokens, token_lengths, write_tokens
 from distillation import distill, with_teacher_logits, write_teacher_outputs
 from encoders import Task, encoder_linears, start_student
+from engines import load, predict_logits
 from evaluation import decide, macro_f1
 from experiment import resolve
-from inference import load, predict_logits
 from losses import distillation_loss, hard_label_loss
 from training import ClassifierTrainer, Loss, teacher, training_arguments
 from uncertainty import paired_bootstrap

@@ -175,10 +175,10 @@ FAULTS = (
           f"{STAGES} -k batches"),
     Fault("a checkpoint without its optimizer taken", "training.py", '"optimizer.pt", ', "", f"{MEMORY} -k lacks"),
     Fault("bytes computed by formula", "evaluation.py", "total = sum(file.stat().st_size for file in files)",
-          "total = 4 * count_weights(form.path, form.engine).parameters",
+          "total = 4 * count_weights(form.path, form.served).parameters",
           "tests/test_pipelines.py -k quant_only-magnitude-fp16"),
     Fault("a form evaluated from memory", "evaluation.py", "    engine = load(form.path,",
-          "    globals().setdefault('kept', []).append(load(form.path, form.engine, options.max_length))\n"
+          "    globals().setdefault('kept', []).append(load(form.path, form.served, options.max_length))\n"
           "    engine = kept[0] or load(form.path,", f"{STAGES} -k directory_named"),
     Fault("agreement with the labels", "evaluation.py", "agreement(decisions, teachers)",
           "agreement(decisions, labels)", f"{STAGES} -k directory_named"),
@@ -201,7 +201,7 @@ FAULTS = (
           'p50 / times[baselines["torch"]]["latency_ms_p50"]', f"{STAGES} -k speedups"),
     Fault("compression ratio upside down", "stages.py", 'teacher_bytes / row["bytes"]',
           'row["bytes"] / teacher_bytes', "tests/test_pipelines.py -k quant_only-magnitude-fp16"),
-    Fault("logits in the order of length", "inference.py", '[np.argsort(longest_first, kind="stable")]', "",
+    Fault("logits in the order of length", "engines.py", '[np.argsort(longest_first, kind="stable")]', "",
           f"{STAGES} -k joined"),
     Fault("fp16 left to compute in half", "quantization.py", 'config | {"dtype": "float32"}',
           'config | {"dtype": "float16"}', f"{QUANTIZATION} -k fp16"),

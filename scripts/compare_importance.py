@@ -19,8 +19,8 @@ from calibration import input_norms
 from compression_config import DataOptions, narrow, parse_options
 from data import label_array, load_splits
 from encoders import ffn_width, set_ffn_width_
+from engines import load, predict_logits
 from evaluation import decide, macro_f1
-from inference import load, predict_logits
 from losses import hard_label_loss
 from structure import feed_forward, keep_neurons_, neuron_importance
 

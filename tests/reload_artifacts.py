@@ -1,6 +1,7 @@
 """Reload every artifact under `OUTPUT/compressed_models` in this process and compare it with what evaluation saw."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from inference import Engine, load, predict_logits  # noqa: E402
+from engines import Engine, load, predict_logits  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -23,7 +24,8 @@ def plain_logits(directory: Path, texts: list[str]) -> np.ndarray:
         with torch.inference_mode():
             return model(**batch).logits.numpy()
 
-    return predict_logits(Engine(lambda texts: tokenizer(texts, padding=True, return_tensors="pt"), forward), texts)
+    encode = partial(tokenizer, padding=True, return_tensors="pt")
+    return predict_logits(Engine(list, encode, forward), texts)
 
 
 def check_torch(directory: Path, texts: list[str], seen: np.ndarray) -> None:

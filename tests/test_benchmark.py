@@ -19,9 +19,9 @@ from sklearn.pipeline import make_pipeline
 import benchmark
 from benchmark import Burst, Rhythm, figures, interleaved, is_steady, main, measure, name_forms, prepare
 from encoders import Task, scratch_model
+from engines import Engine
 from evaluation import Form
-from export import write_onnx
-from inference import Engine
+from graphs import write_onnx
 from training import save_model
 
 TEXTS = [f"good people see the river {i}" for i in range(20)] + ["a road", "they say that we go there today"]
@@ -109,7 +109,7 @@ def test_inputs_of_a_fixed_length_hold_exactly_that_many_tokens(both, engine):
 
 def test_tokenizing_is_timed_apart(monkeypatch):
     done = []
-    fake = Engine(lambda texts: done.append("encode") or {"input_ids": np.ones((len(texts), 99))},
+    fake = Engine(list, lambda texts: done.append("encode") or {"input_ids": np.ones((len(texts), 99))},
                   lambda batch: done.append("forward") or ANSWER)  # fmt: skip
     monkeypatch.setattr(benchmark, "load", lambda *_: fake)
     prepare("form", Path(), "onnx", TEXTS, 99, 1, "cpu")
@@ -121,7 +121,7 @@ def test_tokenizing_is_timed_apart(monkeypatch):
 
 
 def test_a_burst_times_each_input_after_a_pass_that_is_not_timed(monkeypatch):
-    monkeypatch.setattr(benchmark, "load", lambda *_: Engine(list, lambda texts: ANSWER))
+    monkeypatch.setattr(benchmark, "load", lambda *_: Engine(list, list, lambda texts: ANSWER))
     monkeypatch.setattr(benchmark, "warm_up", lambda call: None)
     monkeypatch.setattr(benchmark, "seconds_of", lambda call: seen.append(call.args[0]) or float(len(seen)))
     prepare("form", Path(), "linear", [str(i) for i in range(60)], 64, 1, "cpu")
@@ -143,7 +143,8 @@ def test_threads_are_fixed_in_the_engines(both, quick, monkeypatch):
 
 def test_a_fresh_process_gets_the_same_threads_and_tells_its_first_answer(monkeypatch, capsys):
     given, clock = [], iter([5.0, 6.0])
-    monkeypatch.setattr(benchmark, "load", lambda *loaded: given.extend(loaded) or Engine(list, lambda texts: ANSWER))
+    fake = Engine(list, list, lambda texts: ANSWER)
+    monkeypatch.setattr(benchmark, "load", lambda *loaded: given.extend(loaded) or fake)
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(["a/path", "onnx", 64, 3, "cpu", ["one", "two"]])))
     benchmark.serve_afresh()
@@ -169,7 +170,7 @@ def test_the_command_prints_a_row_for_each_form(both, linear, quick, monkeypatch
     printed = capsys.readouterr()
     heading, _, *rows = printed.out.splitlines()
     assert heading.split("  ")[0] == "Form" and len({len(line) for line in printed.out.splitlines()}) == 1
-    names = [f"{both} [torch] *", f"{both} [onnx] *", f"{linear} *", f"{linear} (2) *"]
+    names = [f"{both} [torch] *", f"{both} [onnx/model.onnx] *", f"{linear} *", f"{linear} (2) *"]
     assert all(row.startswith(f"{name} ") for row, name in zip(rows, names, strict=True))
     engine, *_, at_32, at_128, throughput, tokenize, load_s, memory = rows[2].split()[2:]
     assert (engine, at_32, at_128, tokenize, load_s, memory) == ("linear", "-", "-", "-", "1.5", "100")
@@ -193,7 +194,8 @@ def test_all_that_is_wrong_is_said_at_once(both, tmp_path, capsys):
     lines = printed.err.splitlines()
     assert code == 2 and printed.out == "" and all(line.startswith("benchmark.py: error: ") for line in lines)
     said = ["--threads is 0, but must be at least 1", "--max_length is 4, but must be in", "one text per line",
-            "there is no such directory", "must hold model.safetensors, one onnx/*.onnx or linear.joblib"]  # fmt: skip
+            "there is no such directory",
+            "must hold model.safetensors, onnx/*.onnx, openvino/*.xml or linear.joblib"]  # fmt: skip
     assert len(lines) == len(said) and all(text in line for text, line in zip(said, lines, strict=True))
 
 
@@ -203,15 +205,14 @@ def shorten(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil, said", [
-    (lambda folder: (folder / "tokenizer.json").unlink(), "must hold config.json and tokenizer.json"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "must hold config.json, tokenizer.json and"),
+    (lambda folder: (folder / "tokenizer_config.json").unlink(), "tokenizer_config.json beside its model"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read as an encoder's"),
-    (lambda folder: (folder / "onnx" / "second.onnx").touch(), "one onnx/*.onnx"),
     (shorten, "--max_length is 128, but"),
 ])  # fmt: skip
 def test_a_directory_that_cannot_be_served_gives_one_line(both, tmp_path, capsys, spoil, said):
     folder = shutil.copytree(both, tmp_path / "copy")
     spoil(folder)
-    (folder / "tokenizer_config.json").unlink()
     assert main([str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("benchmark.py: error: ") and said in line

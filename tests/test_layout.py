@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
     "ranks": 0, "compression_config": 0, "uncertainty": 0,
     "console": 1, "encoders": 1, "vocabulary": 1, "losses": 1, "artifacts": 1, "tables": 1, "report": 1,
-    "labelled": 2, "calibration": 2, "inference": 2,
-    "data": 3,
-    "audit": 4, "evaluation": 4, "export": 4,
-    "training": 5, "benchmark": 5,
-    "structure": 6, "distillation": 6, "pruning": 6, "quantization": 6, "threshold": 6,
+    "labelled": 2, "calibration": 2, "engines": 2,
+    "data": 3, "weights": 3,
+    "audit": 4, "evaluation": 4, "graphs": 4,
+    "training": 5, "benchmark": 5, "gate": 5,
+    "structure": 6, "distillation": 6, "pruning": 6, "quantization": 6, "threshold": 6, "export": 6,
     "stages": 7, "experiment": 8, "main": 9,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))

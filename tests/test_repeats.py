@@ -16,9 +16,9 @@ from artifacts import read_record
 from compression_config import DataOptions, UserError, parse_options
 from data import load_splits
 from encoders import Task
+from engines import load, predict_logits
 from evaluation import decide
 from experiment import mean_rows, with_sides
-from inference import load, predict_logits
 from losses import distillation_loss
 from threshold import check_tunable, fold_in_, head_bias
 

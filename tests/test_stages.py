@@ -28,8 +28,8 @@ from compression_config import (
 from data import label_array, load_splits
 from distillation import with_teacher_logits, write_teacher_outputs
 from encoders import Task, encoder_linears, scratch_model, start_student
+from engines import load, predict_logits
 from evaluation import Form, agreement, decide, evaluate, macro_f1, probabilities, quality, read_logits
-from inference import load, predict_logits
 from losses import hard_label_loss
 from pruning import HoldZeros, cubic, prune, prune_, sparsity_of
 from report import verdicts

@@ -29,7 +29,7 @@ import structure
 from calibration import input_norms
 from compression_config import NarrowOptions, Options, TrimOptions, UserError
 from encoders import Task, encoder_linears, ffn_width, positions_before_text
-from inference import load, predict_logits
+from engines import load, predict_logits
 from structure import feed_forward, keep_neurons_, narrow_to_, neuron_importance, trim, width_asked
 from vocabulary import (
     Usage,

@@ -1,0 +1,160 @@
+"""Every exported form of five tiny families and three sizes of head: it reloads afresh, agrees, and is smaller."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from test_quantization import (
+    CONFIGS,
+    FAMILIES,
+    MAX_LENGTH,
+    TEXTS,
+    Lab,
+    lab,  # noqa: F401
+    replace_config,
+    save_pruned_model,
+    save_tokenizer,
+    sentences,
+)
+from transformers import AutoTokenizer
+
+import export as exporting
+from compression_config import ExportOptions, UserError
+from encoders import Task
+from engines import forms_in, load, predict_logits, read_tokenizer, serving_files
+from export import GRAPHS, REQUIREMENTS, check_faithful, check_requirements, export, graphs_of
+from quantization import ENGINES, QUANTIZERS
+from weights import count_weights
+
+LARGEST = {32: 1e-5, 8: 0.12, 4: 0.5}  # bits -> largest mean |difference| of logits, as a share of their mean
+
+
+def exported(lab: Lab, family: str, engine: str = "all", parent: Path | None = None) -> Path:  # noqa: F811
+    parent = parent or lab.parent(family)
+    out = parent.with_name(f"{parent.name}-export-{engine}")
+    if not out.exists():
+        out.mkdir()
+        train = Dataset.from_dict({"text": sentences(40, seed=3), "label": [0, 1] * 20})
+        options = ExportOptions(export=engine, calibration_samples=32, max_length=MAX_LENGTH)
+        export(parent, DatasetDict(train=train, validation=train), Task(("a", "b"), False), out, options)
+    return out
+
+
+@pytest.mark.parametrize("row", GRAPHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_form_reloads_and_agrees_with_its_parent(lab, family, row):  # noqa: F811
+    graph, directory = GRAPHS[row], exported(lab, family)
+    expected = predict_logits(load(lab.parent(family), "torch", MAX_LENGTH, threads=1), TEXTS)
+    logits = predict_logits(load(directory, graph.form, MAX_LENGTH, threads=1), TEXTS)
+    assert logits.dtype == np.float32 and np.abs(logits - expected).mean() < LARGEST[graph.bits] * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("row", GRAPHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_a_graph_are_counted_as_the_model_has_them_and_its_zeros_stay(lab, family, row):  # noqa: F811
+    parent, counts = count_weights(lab.parent(family), "torch"), count_weights(exported(lab, family), GRAPHS[row].form)
+    norms = parent.parameters - counts.parameters  # OpenVINO leaves out products with ones: untrained norms
+    assert norms == 0 or (row.startswith("openvino") and 0 < norms <= 6 * 64)
+    assert counts.nonzeros <= parent.nonzeros and counts.sparsity >= parent.sparsity
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fewer_bits_are_fewer_bytes(lab, family):  # noqa: F811  (in models so tiny much is shape and scale)
+    def size(directory: Path, form: str) -> int:
+        return sum(path.stat().st_size for path in serving_files(directory, form) if path.suffix in (".onnx", ".bin"))
+
+    directory = exported(lab, family)
+    sizes = {row: size(directory, graph.form) for row, graph in GRAPHS.items()}
+    for row, graph in GRAPHS.items():
+        if graph.bits < 32:
+            assert sizes[row] < 0.6 * sizes[row.split("-")[0]]
+
+
+def test_the_layout_is_the_hubs(lab):  # noqa: F811
+    directory = exported(lab, "bert")
+    assert forms_in(directory) == sorted(graph.form for graph in GRAPHS.values())
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "openvino/openvino_model.xml"} <= set(forms_in(directory))
+    served = {path for form in forms_in(directory) for path in serving_files(directory, form)}
+    assert served == {path for path in directory.rglob("*") if path.is_file()}
+    assert forms_in(exported(lab, "bert", "onnx")) == [form for form in forms_in(directory) if form[:4] == "onnx"]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_graphs_tokenizer_gives_what_transformers_gives(lab, family):  # noqa: F811
+    texts = [*TEXTS, "", "?", "ba\u200bbe  ba\n", " ".join(TEXTS[:9]), "বাংলা ba"]
+    tokenize, _ = read_tokenizer(lab.parent(family), MAX_LENGTH)
+    theirs = AutoTokenizer.from_pretrained(lab.parent(family))(texts, truncation=True, max_length=MAX_LENGTH)
+    assert tokenize(texts) == theirs["input_ids"]
+
+
+def test_a_graph_that_differs_from_its_checkpoint_stops_the_run(lab):  # noqa: F811
+    with pytest.raises(RuntimeError, match="differs from .* in a logit"):
+        check_faithful(lab.parent("bert"), exported(lab, "bert"), GRAPHS["onnx-int4"].form, TEXTS, MAX_LENGTH)
+
+
+def test_layers_named_whole_keep_full_precision(lab, tmp_path):  # noqa: F811
+    source, layer = exported(lab, "bert") / "onnx" / "model.onnx", "bert.encoder.layer.1.output.dense"
+    for row in ("onnx-int8", "onnx-static", "onnx-int4", "openvino-int8", "openvino-int4"):
+        sizes = []
+        for whole in ((), (layer,)):
+            target = tmp_path / Path(GRAPHS[row].form).name
+            calibration = exporting.graphs.Calibration(lab.parent("bert"), TEXTS, MAX_LENGTH)
+            GRAPHS[row].write(source, target, calibration, whole)
+            weights = target.with_suffix(".bin") if row.startswith("openvino") else target
+            sizes.append(weights.stat().st_size)
+        saved = 64 * 128 * (4 - GRAPHS[row].bits / 8)
+        assert sizes[1] - sizes[0] == pytest.approx(saved, rel=0.2), row
+
+
+@pytest.mark.parametrize("engine", REQUIREMENTS)
+def test_a_missing_package_is_refused_in_one_line(monkeypatch, engine):
+    package = REQUIREMENTS[engine][1]
+    found = exporting.find_spec
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(UserError) as refusal:
+        check_requirements(engine)
+    assert str(refusal.value) == f"--export is {engine}, but must have {package}: pip install {package}"
+
+
+def test_nothing_is_missing_here():
+    check_requirements("all")
+    assert graphs_of("none") == {} and graphs_of("all") == GRAPHS
+
+
+RELOAD = """
+import json, sys
+sys.path[:0] = {path!r}
+import numpy as np
+from engines import load, predict_logits
+texts, forms = json.load(sys.stdin)
+for directory, form, to in forms:
+    np.save(to, predict_logits(load(directory, form, 64, threads=1), texts))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", [2, 3, 7])
+def test_every_form_of_every_family_and_head_reloads_in_a_fresh_process(tmp_path, labels):
+    jobs, expected = [], {}
+    for family in FAMILIES:
+        parent = tmp_path / family
+        save_pruned_model(family, parent, replace_config(family, num_labels=labels))
+        save_tokenizer(family, parent)
+        expected[family] = predict_logits(load(parent, "torch", MAX_LENGTH, threads=1), TEXTS)
+        for method in QUANTIZERS:
+            out = tmp_path / f"{family}-{method}"
+            QUANTIZERS[method](parent, out, sentences(32, seed=2), MAX_LENGTH)
+            jobs += [(out, engine, f"{family}.{method}.{engine}") for engine in ENGINES[method]]
+        directory = exported(None, family, parent=parent)
+        jobs += [(directory, graph.form, f"{family}.{row}") for row, graph in GRAPHS.items()]
+    given = json.dumps([TEXTS, [(str(path), form, str(tmp_path / f"{name}.npy")) for path, form, name in jobs]])
+    script = RELOAD.format(path=[str(Path(exporting.__file__).parent)])
+    subprocess.run([sys.executable, "-c", script], input=given, text=True, check=True, capture_output=True)
+    for _, _, name in jobs:
+        logits, parents = np.load(tmp_path / f"{name}.npy"), expected[name.split(".")[0]]
+        assert logits.shape == (len(TEXTS), labels)
+        assert np.abs(logits - parents).mean() < LARGEST[4] * np.abs(parents).mean(), name
