@@ -98,6 +98,8 @@ class DataOptions(SeedOptions):
     test_path: str | None = knob(str, None, "file with the test rows", auto="none")
     unlabeled_path: str | None = knob(str, None, "texts without labels for students to learn from the teacher on: one "
                                       "a line in .txt, else the text column", auto="none")  # fmt: skip
+    augment: int = knob(int, 0, "variants of each training text (words dropped, replaced, texts spliced) for students "
+                        "to learn from the teacher on", rule=NOT_NEGATIVE)  # fmt: skip
     text_column: str | None = knob(str, None, "column with the texts", auto="found in the file")
     label_columns: tuple[str, ...] | None = knob(
         str, None, "one column of any values (binary, multi-class) or several 0/1 columns (multi-label)",
@@ -432,11 +434,11 @@ def combination_errors(options: Options) -> list[str]:
     if options.num_folds and options.validation_fraction + 1 / options.num_folds >= 1:
         errors.append(f"--num_folds is {options.num_folds} with --validation_fraction {options.validation_fraction:g}, "
                       "but must leave training rows")  # fmt: skip
-    if options.unlabeled_path and options.trim_vocab == "none" and not {"distill", "prune"} & set(stages):
-        errors.append(f"--unlabeled_path is given, but --pipeline {options.pipeline} trains nothing on the teacher's "
-                      "outputs")  # fmt: skip
-    if options.unlabeled_path and not options.kd_alpha and options.kd_method == "logit":
-        errors.append("--unlabeled_path is given with --kd_alpha 0, but without labels only the teacher can teach")
+    more = "--unlabeled_path" if options.unlabeled_path else "--augment" if options.augment else ""
+    if more and (more == "--augment" or options.trim_vocab == "none") and not {"distill", "prune"} & set(stages):
+        errors.append(f"{more} is given, but --pipeline {options.pipeline} trains nothing on the teacher's outputs")
+    if more and not options.kd_alpha and options.kd_method == "logit":
+        errors.append(f"{more} is given with --kd_alpha 0, but without labels only the teacher can teach")
     if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in stages:
         errors.append(f"--trim_vocab is given with --kd_method {options.kd_method}, which compares token by token, but "
                       "the trimmed student numbers its tokens otherwise than the teacher; use logit")  # fmt: skip

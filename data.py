@@ -5,6 +5,7 @@ on one side of every split and texts with contradicting labels are dropped.
 """
 
 import logging
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pandas.util import hash_array
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from transformers import PreTrainedTokenizerBase
 
+from augmentation import varied
 from compression_config import DataOptions, UserError
 from encoders import Task
 from labelled import SPLITS, Labelled, mask_of, numbered, read_labelled, text_key
@@ -191,8 +193,16 @@ def not_in(seen: set[int], hashes: np.ndarray) -> np.ndarray:
     return new
 
 
-def write_unlabeled(path: str, column: str, splits: DatasetDict, out_path: Path) -> Dataset:
-    """The texts of `--unlabeled_path`, read part by part, as rows that lie on disk and carry NO_LABEL.
+def variants(train: Dataset, copies: int, seed: int) -> pa.ChunkedArray:
+    """The texts that `--augment` adds."""
+    return pa.chunked_array([pa.array(varied(train[:]["text"], copies, seed), pa.string())])
+
+
+def write_unlabeled(
+    path: str | None, column: str, splits: DatasetDict, out_path: Path, copies: int = 0, seed: int = 0
+) -> Dataset:
+    """The texts of `--unlabeled_path`, read part by part, and `copies` variants of each training text (`--augment`), as
+    rows that lie on disk and carry NO_LABEL.
 
     A text that also stands in the splits, or stood above, is left out: one of validation or test would leak.
     """
@@ -203,8 +213,10 @@ def write_unlabeled(path: str, column: str, splits: DatasetDict, out_path: Path)
     held_out, seen = np.concatenate([known["validation"], known["test"]]), set(known["train"].tolist())
     counts = dict.fromkeys(("read", "empty", "held out", "copies"), 0)
     empty = key_hashes(pa.array([""]))[0]
+    sources = chain(stream_texts(path, "--unlabeled_path", column) if path else (),
+                    [variants(splits["train"], copies, seed)] if copies else ())  # fmt: skip
     with pa.ipc.new_stream(out_path, schema) as stream:
-        for texts in stream_texts(path, "--unlabeled_path", column):
+        for texts in sources:
             hashes = key_hashes(texts)
             empties, leaks = hashes == empty, np.isin(hashes, held_out)
             copies = ~not_in(seen, hashes) & ~leaks & ~empties
@@ -214,11 +226,13 @@ def write_unlabeled(path: str, column: str, splits: DatasetDict, out_path: Path)
             found = (len(texts), empties.sum(), leaks.sum(), copies.sum())
             counts = {name: count + int(more) for (name, count), more in zip(counts.items(), found, strict=True)}
     unlabeled = Dataset.from_file(str(out_path))
-    log.info("%s: %d texts, %d left out: %d stand in validation or test, %d stood before, %d are empty", path,
+    name = " and ".join(filter(None, [path, "variants of the training texts" if copies else ""]))
+    log.info("%s: %d texts, %d left out: %d stand in validation or test, %d stood before, %d are empty", name,
              counts["read"], counts["read"] - len(unlabeled), counts["held out"], counts["copies"],
              counts["empty"])  # fmt: skip
     if not len(unlabeled):
-        raise UserError(f"--unlabeled_path is {path}, but holds no text that is new")
+        raise UserError(f"--unlabeled_path is {path}, but holds no text that is new" if path else
+                        f"--augment is {copies}, but the training texts give no text that is new")
     return unlabeled
 
 

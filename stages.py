@@ -93,6 +93,7 @@ SHAPES = ("start", "trim", "narrow")
 LEAVES = ("quantize", "export")
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
+EPOCHS = {"teacher": "teacher_epochs", "distill": "epochs", "plain": "epochs", "prune": "fine_tune_epochs"}
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
 EVALUATION = 3  # grows when the code of evaluation changes what it finds
 
@@ -154,18 +155,24 @@ class Chain:
         self.shrunk: Path | None = None  # what the student starts from where its shape was changed
 
     def write_splits(self) -> None:
-        """Keep the rows of every split, with their ids; and the texts of `--unlabeled_path` that are in none."""
+        """Keep the rows of every split, with their ids; and the texts without labels, which are in none."""
         kept = self.directory / "splits"
         kept.mkdir(parents=True, exist_ok=True)
         for name, split in self.splits.items():
             pq.write_table(split.data.table, kept / f"{name}.parquet")
-        if path := self.options.unlabeled_path:
-            write_unlabeled(path, self.options.text_column, self.splits, kept / UNLABELED)
+        if self.has_unlabeled:
+            write_unlabeled(self.options.unlabeled_path, self.options.text_column, self.splits, kept / UNLABELED,
+                            self.options.augment, self.options.seed)  # fmt: skip
+
+    @property
+    def has_unlabeled(self) -> bool:
+        """Whether there are texts that only the teacher labels."""
+        return bool(self.options.unlabeled_path or self.options.augment)
 
     @cached_property
     def unlabeled(self) -> Dataset | None:
         """The texts that `write_splits` kept, on disk."""
-        return Dataset.from_file(str(self.directory / "splits" / UNLABELED)) if self.options.unlabeled_path else None
+        return Dataset.from_file(str(self.directory / "splits" / UNLABELED)) if self.has_unlabeled else None
 
     def run(self) -> None:
         """Every stage of the pipeline, each from the one before it."""
@@ -192,6 +199,9 @@ class Chain:
             options = replace(options, **unread, kd_alpha=0.0, kd_temperature=1.0)
         if name in LEAVES and not options.quant_auto:
             options = replace(options, max_f1_drop=None)  # it decides what is shipped, not what is made
+        if name in EPOCHS:  # patience that cannot run out is all the same
+            most = max(1, getattr(options, EPOCHS[name]) - 1)
+            options = replace(options, early_stopping_patience=min(options.early_stopping_patience, most))
         return narrow(options, STAGES[name].options)
 
     @cached_property
