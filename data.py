@@ -199,9 +199,9 @@ def variants(train: Dataset, copies: int, seed: int) -> pa.ChunkedArray:
 
 
 def write_unlabeled(
-    path: str | None, column: str, splits: DatasetDict, out_path: Path, copies: int = 0, seed: int = 0
+    path: str | None, column: str, splits: DatasetDict, out_path: Path, augment: int = 0, seed: int = 0
 ) -> Dataset:
-    """The texts of `--unlabeled_path`, read part by part, and `copies` variants of each training text (`--augment`), as
+    """The texts of `--unlabeled_path`, read part by part, and `augment` variants of each training text (`--augment`), as
     rows that lie on disk and carry NO_LABEL.
 
     A text that also stands in the splits, or stood above, is left out: one of validation or test would leak.
@@ -214,7 +214,7 @@ def write_unlabeled(
     counts = dict.fromkeys(("read", "empty", "held out", "copies"), 0)
     empty = key_hashes(pa.array([""]))[0]
     sources = chain(stream_texts(path, "--unlabeled_path", column) if path else (),
-                    [variants(splits["train"], copies, seed)] if copies else ())  # fmt: skip
+                    [variants(splits["train"], augment, seed)] if augment else ())  # fmt: skip
     with pa.ipc.new_stream(out_path, schema) as stream:
         for texts in sources:
             hashes = key_hashes(texts)
@@ -226,13 +226,13 @@ def write_unlabeled(
             found = (len(texts), empties.sum(), leaks.sum(), copies.sum())
             counts = {name: count + int(more) for (name, count), more in zip(counts.items(), found, strict=True)}
     unlabeled = Dataset.from_file(str(out_path))
-    name = " and ".join(filter(None, [path, "variants of the training texts" if copies else ""]))
+    name = " and ".join(filter(None, [path, "variants of the training texts" if augment else ""]))
     log.info("%s: %d texts, %d left out: %d stand in validation or test, %d stood before, %d are empty", name,
              counts["read"], counts["read"] - len(unlabeled), counts["held out"], counts["copies"],
              counts["empty"])  # fmt: skip
     if not len(unlabeled):
         raise UserError(f"--unlabeled_path is {path}, but holds no text that is new" if path else
-                        f"--augment is {copies}, but the training texts give no text that is new")
+                        f"--augment is {augment}, but the training texts give no text that is new")
     return unlabeled
 
 
