@@ -201,8 +201,8 @@ def variants(train: Dataset, copies: int, seed: int) -> pa.ChunkedArray:
 def write_unlabeled(
     path: str | None, column: str, splits: DatasetDict, out_path: Path, augment: int = 0, seed: int = 0
 ) -> Dataset:
-    """The texts of `--unlabeled_path`, read part by part, and `augment` variants of each training text (`--augment`), as
-    rows that lie on disk and carry NO_LABEL.
+    """The texts of `--unlabeled_path`, read part by part, and `augment` variants of each training text, as rows that
+    lie on disk and carry NO_LABEL.
 
     A text that also stands in the splits, or stood above, is left out: one of validation or test would leak.
     """

@@ -336,6 +336,11 @@ class Experiment:
             log.warning("note: %s", line)
         return rows
 
+    @property
+    def shipped_rows(self) -> list[dict[str, Any]]:
+        """The rows of the repeat whose models are shipped."""
+        return list(self.chains[0].rows.values())
+
     def ship(self, rows: list[dict[str, Any]]) -> None:
         """Put the first repeat's final model and the results into `compressed_models/<name>/`."""
         first = self.chains[0]

@@ -157,8 +157,8 @@ def openvino_int8(source: Path, target: Path, calibration: Calibration, whole: S
 
 
 def openvino_int4(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
-    """Weights in 4 bits, symmetric, embeddings and head too; a scale for each 64, or the next smaller divisor of the
-    layer's width."""
+    """Weights in 4 bits, symmetric, embeddings and head too; a scale for each 64, or a smaller divisor of the layer's
+    width; 8 bits where that has none."""
     import nncf
     import openvino
 
@@ -166,6 +166,7 @@ def openvino_int4(source: Path, target: Path, calibration: Calibration, whole: S
     with quiet():
         model = nncf.compress_weights(openvino.convert_model(source), mode=nncf.CompressWeightsMode.INT4_SYM,
                                       all_layers=True, ratio=1.0, group_size=64, advanced_parameters=narrow,
+                                      backup_mode=nncf.BackupMode.INT8_SYM,
                                       ignored_scope=_ignored(source, whole))  # fmt: skip
         openvino.save_model(model, target)
 

@@ -34,9 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         if not is_first():
             return 0
         print(table(rows))
-        stopped = stopped_forms(list(experiment.chains[0].rows.values()), options.max_f1_drop)
-        for line in stopped:
-            print(f"main.py: {line}", file=sys.stderr)
+        stopped = stopped_forms(experiment.shipped_rows, options.max_f1_drop)
+        print(*(f"main.py: {line}\n" for line in stopped), sep="", end="", file=sys.stderr)
         return 3 if stopped else 0
     except UserError as error:
         for line in error.lines if is_first() else ():

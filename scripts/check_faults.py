@@ -184,7 +184,7 @@ FAULTS = (
           "agreement(decisions, labels)", f"{STAGES} -k directory_named"),
     Fault("F1 weighted by class size", "evaluation.py", 'labels, decisions, average="macro"',
           'labels, decisions, average="weighted"', f"{STAGES} -k by_hand"),
-    Fault("multi-label decided by the largest logit", "evaluation.py", "(logits > 0).astype(int)",
+    Fault("multi-label decided by the largest logit", "engines.py", "(logits > 0).astype(int)",
           "(logits == logits.max(axis=1, keepdims=True)).astype(int)", f"{STAGES} -k multi_label"),
     Fault("a remembered stage not invalidated by its data", "stages.py", "sources, self.data_digest])",
           "sources])", f"{MEMORY} -k rests_on"),

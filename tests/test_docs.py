@@ -1,12 +1,16 @@
 """The pages say what was run: every command and example on them runs here, on tiny data and tiny models."""
 
 import csv
+import io
+import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,13 +23,14 @@ from transformers import (
     ElectraForSequenceClassification,
 )
 
+import inference
 from compression_config import OPTION_GROUPS, knobs
 from encoders import train_wordpiece
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCS = {"TECHNICAL_DOCS", "run_combinations", "PIPELINE_DOCUMENTATION", "compression_config", "data", "distillation",
-        "evaluation", "main", "pruning", "quantization", "log"}  # fmt: skip
+        "evaluation", "export", "inference", "main", "pruning", "quantization", "log"}  # fmt: skip
 SCREEN = 46  # lines of a page, its generated tables left out
 MOST = {"teacher_epochs": 1, "epochs": 1, "fine_tune_epochs": 1, "max_length": 32, "calibration_samples": 16}
 NOT_RUN = ("pip install ", "python -m pytest ")
@@ -116,6 +121,7 @@ def ran() -> set[str]:
 def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
     """Runs one fenced block in the shared folder: a command, a Python example, or a file of options."""
     monkeypatch.chdir(output)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(output / "cache"))
 
     def run_command(words: list[str]) -> None:
         argv, line = words[2:], shlex.join(words)
@@ -131,11 +137,24 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
             assert code == 0 and printed.out.startswith(shown), f"{line}\n{printed.err[-2000:]}"
         ran.add(line)
 
+    def label(argv: list[str]) -> None:
+        shutil.copy(stand_ins["data/HateSpeech.csv"], "comments.csv")
+        Path("scored.csv").unlink(missing_ok=True)
+        rows = [{"text": "a good river"}, {"text": "a vile road"}]
+        stdin = io.BytesIO("\n".join(map(json.dumps, rows)).encode())
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), write_through=True))
+        assert inference.main(argv) == 0
+        written = Path("scored.csv").read_bytes() if "scored.csv" in argv else sys.stdout.buffer.getvalue()
+        assert len(written.splitlines()) == (161 if "scored.csv" in argv else 2)
+
     def run(language: str, content: str) -> None:
         if language == "bash":
             for words in commands(content):
                 if words[:2] == ["python", "main.py"]:
                     run_command(words)
+                elif words[:2] == ["python", "inference.py"]:
+                    label(words[2:])
         elif language == "python":
             exec(compile(content, "example", "exec"), {})
         elif language == "yaml":
@@ -171,7 +190,8 @@ def test_the_users_own_example_and_the_test_command_stand_to_the_letter():
 
 
 ONLY_SOMETIMES = {"repeat", "thresholds", "never_predicted", "macro_f1[...]", "accuracy[...]", "rows[...]",
-                  "macro_f1_sd", "accuracy_sd", "delta_macro_f1_sd"}  # fmt: skip
+                  "macro_f1_sd", "accuracy_sd", "delta_macro_f1_sd", "validation_macro_f1", "validation_drop",
+                  "shipped", "layers_left_whole"}  # fmt: skip
 
 
 def test_evaluation_explains_every_column_of_the_results(run_block, output):
@@ -208,10 +228,11 @@ def test_every_option_is_documented_once():
 
 def test_every_option_that_a_page_names_exists():
     for page in PAGES:
-        others = r"`python (report|benchmark)\.py[^`]*`|accelerate launch[^`]*?(main\.py|`)"
+        others = r"python (report|benchmark|inference)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
         of_the_pipeline = re.sub(others, "", text_of(page))
-        named = set(re.findall(r"(?<![\w-])--([a-z_]+)", of_the_pipeline))
-        assert named <= {*knobs(), "help"}, page.name
+        named = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", of_the_pipeline))
+        ours = re.findall(r"--(\w+)", inference.build_parser().format_help()) if page.stem == "inference" else []
+        assert named <= {*knobs(), *ours, "help"}, page.name
 
 
 def test_a_page_is_one_screen_and_all_are_there():

@@ -46,8 +46,8 @@ def fragile(tmp_path_factory):
 
 def command(fragile, *more: str) -> list[str]:
     return ["--dataset_path", str(fragile / "own.csv"), "--teacher_path", str(fragile / "model"),
-            "--teacher_epochs", "0", "--pipeline", "quant_only", "--quant_method", "dynamic", "--export", "onnx", "--max_f1_drop", "0.03",
-            "--max_length", str(MAX_LENGTH), "--output_dir", str(fragile), *more]  # fmt: skip
+            "--teacher_epochs", "0", "--pipeline", "quant_only", "--quant_method", "dynamic", "--export", "onnx",
+            "--max_f1_drop", "0.03", "--max_length", str(MAX_LENGTH), "--output_dir", str(fragile), *more]  # fmt: skip
 
 
 def test_a_form_that_collapses_is_not_shipped_and_the_results_tell(fragile, run_main, capsys):

@@ -29,11 +29,11 @@ from data import load_splits
 from encoders import start_teacher
 from experiment import resolve
 from losses import hard_label_loss
-from stages import STAGES, Chain
+from stages import LEAVES, STAGES, Chain
 from training import has_ended, last_checkpoint, load_best_, train_
 
-ORDER = ["teacher", "start", "trim", "narrow", "distill", "prune", "quantize"]
-ALL, AFTER_SHAPE = set(ORDER), {"distill", "prune", "quantize"}
+TRUNK = ["teacher", "start", "trim", "narrow", "distill", "prune"]
+ALL, AFTER_SHAPE, AFTER_TRAINING = {*TRUNK, *LEAVES}, {"distill", "prune", *LEAVES}, {"prune", *LEAVES}
 INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
     "dataset_path": ALL, "text_column": ALL, "label_columns": ALL, "validation_fraction": ALL, "test_fraction": ALL,
     "data_fraction": ALL, "seed": ALL, "max_length": ALL, "batch": ALL, "device": ALL, "precision": ALL,
@@ -44,17 +44,18 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "epochs": AFTER_SHAPE, "lr": AFTER_SHAPE, "kd_alpha": AFTER_SHAPE, "kd_temperature": AFTER_SHAPE,
     "kd_method": AFTER_SHAPE, "kd_hidden_weight": AFTER_SHAPE, "kd_attention_weight": AFTER_SHAPE,
     "kd_relation_weight": AFTER_SHAPE,
-    "prune_method": {"prune", "quantize"}, "prune_sparsity": {"prune", "quantize"},
-    "prune_scope": {"prune", "quantize"}, "prune_schedule": {"prune", "quantize"},
-    "prune_layers": {"prune", "quantize"}, "fine_tune_epochs": {"prune", "quantize"},
-    "calibration_samples": {"narrow"} | AFTER_SHAPE, "quant_method": {"quantize"},
+    "prune_method": AFTER_TRAINING, "prune_sparsity": AFTER_TRAINING,
+    "prune_scope": AFTER_TRAINING, "prune_schedule": AFTER_TRAINING,
+    "prune_layers": AFTER_TRAINING, "fine_tune_epochs": AFTER_TRAINING,
+    "calibration_samples": {"narrow"} | AFTER_SHAPE, "quant_method": {"quantize"}, "export": {"export"},
+    "max_f1_drop": set(LEAVES), "quant_auto": set(LEAVES), "augment": ALL - {"teacher"},
     "pipeline": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
     "tune_threshold": set(), "group_column": ALL, "num_folds": ALL, "validation_path": ALL, "test_path": ALL,
     "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
 }  # fmt: skip
 FROM_THE_FILE = {"dataset_path", "text_column", "label_columns", "validation_fraction", "test_fraction",
                  "data_fraction", "group_column", "num_folds", "validation_path", "test_path",
-                 "unlabeled_path"}  # fmt: skip
+                 "unlabeled_path", "augment"}  # fmt: skip
 
 
 def test_the_list_of_what_invalidates_what_is_complete():
@@ -63,8 +64,9 @@ def test_the_list_of_what_invalidates_what_is_complete():
 
 @pytest.mark.parametrize("option", sorted(set(INVALIDATES) - FROM_THE_FILE))
 def test_an_option_invalidates_the_stages_that_read_it_and_those_after(option):
-    read = [name for name in ORDER if option in {f.name for f in fields(STAGES[name].options)}]
-    assert set(ORDER[ORDER.index(read[0]) :] if read else []) == INVALIDATES[option]
+    read = [name for name in [*TRUNK, *LEAVES] if option in {f.name for f in fields(STAGES[name].options)}]
+    after = {*TRUNK[TRUNK.index(read[0]) :], *LEAVES} if read and read[0] in TRUNK else set(read)
+    assert after == INVALIDATES[option]
 
 
 @pytest.mark.parametrize("option, value", [("validation_fraction", 0.2), ("test_fraction", 0.3), ("data_fraction", 0.5),

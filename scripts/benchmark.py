@@ -1,0 +1,218 @@
+"""Our recipes against what a user would pick instead, on real files: writes docs/benchmarks.md.
+
+    python scripts/benchmark.py --english FILE --bangla FILE --teacher DIR --output_dir OUT [--seeds 1 2 3]
+
+Quality is measured on the test split of every seed; finished stages in OUT are taken over. Bytes and times are those of
+the first seed; all forms of a file are timed in one run, in turn, on one thread, against the fp32 teacher in torch.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from compression_config import ComputeOptions, parse_options  # noqa: E402
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+LEARN = "--lr 1e-4 --kd_alpha 0.9"
+ENGLISH = {  # recipe -> options; fixed on validation beforehand
+    "teacher": "--pipeline baseline --export all",
+    "3 layers": f"--pipeline kd_only --student_path teacher:3 {LEARN} --epochs 5 --export all",
+    "2 layers": f"--pipeline kd_only --student_path teacher:2 {LEARN} --epochs 5 --export all",
+    "small": f"--pipeline kd_only --student_path teacher:3 --ffn_width 384 --trim_vocab 5500 {LEARN} --augment 2 "
+             "--epochs 7 --early_stopping_patience 7 --export all",
+}  # fmt: skip
+BANGLA = {
+    "teacher": "--pipeline baseline --export all",
+    "2 layers": "--pipeline kd_only --student_path teacher:2 --epochs 5 --kd_baseline --export all",
+    "small": "--pipeline kd_only --student_path teacher:2 --ffn_width 256 --trim_vocab 4000 --epochs 5 --augment 2 "
+             "--export all",
+}  # fmt: skip
+Rows = dict[str, dict[str, Any]]  # "recipe, form" -> row of the results
+
+
+def peer_dynamic(teacher: Path, out: Path, texts: list[str]) -> str:
+    """What `onnxruntime.quantization.quantize_dynamic` makes with its defaults."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    from graphs import quiet, write_onnx
+
+    (out / "onnx").mkdir()
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        write_onnx(teacher, f"{folder}/model.onnx")
+        quantize_dynamic(f"{folder}/model.onnx", out / "onnx" / "model.onnx")
+    return "onnx"
+
+
+def peer_nncf(teacher: Path, out: Path, texts: list[str]) -> str:
+    """What `nncf.quantize` makes with its defaults: 300 texts, no model type."""
+    import nncf
+    import openvino
+
+    from graphs import Calibration, quiet, write_onnx
+
+    (out / "openvino").mkdir()
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        write_onnx(teacher, f"{folder}/model.onnx")
+        batches = nncf.Dataset(list(Calibration(teacher, texts[:300], 128).batched(1)))
+        model = nncf.quantize(openvino.convert_model(f"{folder}/model.onnx"), batches)
+        openvino.save_model(model, out / "openvino" / "model.xml")
+    return "openvino"
+
+
+def peer_bf16(teacher: Path, out: Path, texts: list[str]) -> str:
+    """The teacher in bfloat16, as torch computes it."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.bfloat16).save_pretrained(out)
+    return "torch"
+
+
+PEERS: dict[str, Callable[[Path, Path, list[str]], str]] = {
+    "teacher, quantize_dynamic": peer_dynamic, "teacher, nncf.quantize": peer_nncf, "teacher, torch bf16": peer_bf16,
+}  # fmt: skip
+
+
+def run(argv: list[str]) -> Any:
+    """The finished chain of one run, without times."""
+    from experiment import open_experiment
+
+    with open_experiment(parse_options(argv)) as experiment:
+        (chain,) = experiment.chains
+        chain.run()
+        for row in chain.rows.values():
+            row["compression_ratio"] = chain.rows["teacher"]["bytes"] / row["bytes"]
+    return chain
+
+
+def add_peers(chain: Any, folder: Path, rows: Rows, forms: dict[str, Any]) -> None:
+    """Make, evaluate and add what a user would pick instead."""
+    from engines import serving_files
+    from evaluation import Form, evaluate
+
+    teacher, test = chain.directory / "teacher", chain.directory / "splits" / "test.parquet"
+    for name, make in PEERS.items():
+        out = folder / name.replace(", ", "-").replace(" ", "_")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        for path in serving_files(teacher, "torch"):
+            if path.suffix == ".json":
+                shutil.copy2(path, out)
+        forms[name] = Form(name, out, make(teacher, out, chain.splits["train"][:300]["text"]))
+        reference = chain.directory / "predictions" / "teacher.parquet"
+        rows[name] = evaluate(forms[name], test, chain.task, ComputeOptions(device="cpu"), reference,
+                              out / "predictions.parquet")  # fmt: skip
+        rows[name]["compression_ratio"] = chain.rows["teacher"]["bytes"] / rows[name]["bytes"]
+
+
+def one_seed(recipes: dict[str, str], common: list[str], folder: Path, seed: int) -> tuple[Rows, dict[str, Any], Any]:
+    """Rows and forms of all recipes and peers on one split."""
+    rows: Rows = {}
+    forms: dict[str, Any] = {}
+    for recipe, options in recipes.items():
+        name = f"{recipe.replace(' ', '_')}_s{seed}"
+        chain = run([*common, *options.split(), "--seed", str(seed), "--experiment", name])
+        made = {form.name: form for form in chain.forms}
+        for stage, row in chain.rows.items():
+            if stage in ("start", "trimmed", "narrowed") or (stage == "teacher" and recipe != "teacher"):
+                continue
+            known = {"linear": "TF-IDF, logistic regression", "teacher": "teacher, torch fp32",
+                     "student_plain": f"{recipe} fine-tuned without a teacher"}  # fmt: skip
+            label = known.get(stage, f"{recipe}, {'torch fp32' if stage == 'student' else stage}")
+            rows[label], forms[label] = row, made[stage]
+    add_peers(chain, folder / f"peers_s{seed}", rows, forms)
+    return rows, forms, chain
+
+
+def timed(forms: dict[str, Any], texts: list[str], threads: int) -> dict[str, dict[str, Any]]:
+    """Form -> its times, all measured in turn."""
+    from dataclasses import replace
+
+    import benchmark
+
+    benchmark.KINDS = {name: benchmark.KINDS[name] for name in ("latency_ms_p50", "throughput")}
+    named = [replace(form, name=name) for name, form in forms.items()]
+    return benchmark.measure(named, texts, 128, "cpu", 0, threads)
+
+
+def summary(seeds: list[Rows], times: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each form: figures of the first seed's file, means over the seeds, and whether it is on the front."""
+    from uncertainty import interval_of_mean
+
+    base, lines = times["teacher, torch fp32"], []
+    for name, first in seeds[0].items():
+        rows = [rows[name] for rows in seeds if name in rows]
+        mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("macro_f1", "delta_macro_f1")}
+        low, high = first["delta_macro_f1_low"], first["delta_macro_f1_high"]
+        if len(rows) > 1:
+            _, _, low, high = interval_of_mean([row["delta_macro_f1"] for row in rows], 0.2 / 0.7)
+        ms, texts_s = times[name]["latency_ms_p50"], times[name]["throughput"]
+        teacher_f1 = sum(r["teacher, torch fp32"]["macro_f1"] for r in seeds) / len(seeds)
+        lines.append({"name": name, "mb": first["size_mb"], "smaller": first["compression_ratio"], "ms": ms,
+                      "faster": base["latency_ms_p50"] / ms, "texts_s": texts_s, "f1": mean["macro_f1"],
+                      "delta": mean["delta_macro_f1"], "low": low, "high": high,
+                      "relative": mean["delta_macro_f1"] / teacher_f1, "steady": times[name]["steady"]})  # fmt: skip
+    for line in lines:
+        better = [all(other[key] <= line[key] for key in ("mb", "ms")) and other["f1"] >= line["f1"] for other in lines
+                  if other is not line]  # fmt: skip
+        line["front"] = not any(better)
+    return sorted(lines, key=lambda line: line["mb"])
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """The lines as a table; those on the Pareto front of bytes, time and macro-F1 are bold."""
+    head = ["recipe, form", "MB", "smaller", "ms", "faster", "texts/s", "macro-F1", "vs teacher (points)", "relative"]
+    text = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for line in lines:
+        name = f"**{line['name']}**" if line["front"] else line["name"]
+        lost = f"{100 * line['delta']:+.2f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
+        text.append(f"| {name}{'' if line['steady'] else ' *'} | {line['mb']:.2f} | {line['smaller']:.1f}x | "
+                    f"{line['ms']:.2f} | {line['faster']:.1f}x | {line['texts_s']:.0f} | {line['f1']:.4f} | {lost} | "
+                    f"{100 * line['relative']:+.1f} % |")  # fmt: skip
+    return "\n".join(text)
+
+
+def table_of(name: str, recipes: dict[str, str], common: list[str], folder: Path, options: argparse.Namespace) -> str:
+    """The section of one file."""
+    made = [one_seed(recipes, common, folder, seed) for seed in options.seeds]
+    texts = made[0][2].splits["test"][:]["text"]
+    times = timed(made[0][1], texts, options.threads)
+    commands = "\n".join(f"- {recipe}: `{text}`" for recipe, text in recipes.items())
+    return f"## {name}\n\nSeeds {' '.join(map(str, options.seeds))}.\n\n{commands}\n\n" + markdown(
+        summary([rows for rows, _, _ in made], times))  # fmt: skip
+
+
+def main() -> None:
+    """Run all recipes on the files that are given, print the tables, and put them into docs/benchmarks.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--english", help="labelled English file, split by the run itself")
+    parser.add_argument("--bangla", help="labelled Bangla file; its teacher is made from scratch")
+    parser.add_argument("--teacher", help="directory of the pretrained English encoder")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    place = ["--output_dir", str(options.output_dir), "--device", "cpu"]
+    files = {"English": (options.english, ENGLISH, ["--teacher_path", str(options.teacher), "--teacher_epochs", "3"]),
+             "Bangla": (options.bangla, BANGLA, [])}  # fmt: skip
+    for name, (path, recipes, teacher) in files.items():
+        if path is None:
+            continue
+        common = ["--dataset_path", path, *teacher, *place]
+        section = table_of(name, recipes, common, options.output_dir / f"peers_{name}", options)
+        print(section, flush=True)
+        page = PAGE.read_text(encoding="utf-8")
+        start, end = f"<!-- benchmark: {name} -->\n", "\n<!-- end -->"
+        before, _, rest = page.partition(start)
+        PAGE.write_text(before + start + section + end + rest.partition(end)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
