@@ -275,10 +275,13 @@ def open_experiment(options: Options) -> Iterator["Experiment"]:
 
 
 def link_forms(forms: list[Form], target: Path) -> None:
-    """Hard-link what serving the forms needs into one folder; the first form's config and tokenizer stand."""
-    for form in forms:
+    """Hard-link what serving the forms needs into one folder, with the graphs' tokenizer, which is written without
+    blanks, and the config of the torch form, which may say how it is quantized."""
+    for form in sorted(forms, key=lambda form: form.engine == "torch"):
         for file in serving_files(form.path, form.served):
             place = target / file.relative_to(form.path)
+            if place.name == "config.json":
+                place.unlink(missing_ok=True)
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(file, place)

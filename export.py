@@ -6,7 +6,7 @@ All of a model's graphs lie in one directory, with one config and one tokenizer:
 
 from __future__ import annotations
 
-import shutil
+import json
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,8 @@ def export(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, optio
     gate = Gate(model_in, splits, task, options) if options.quant_auto else None
     whole: dict[str, list[str]] = {}
     for path in [model_in / "config.json", *tokenizer_files(model_in)]:
-        shutil.copy2(path, out_dir)
+        compact = json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":"))
+        (out_dir / path.name).write_text(compact, encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         graphs.write_onnx(model_in, source)

@@ -7,6 +7,7 @@ Layers named in `whole` stay as they are.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from weights import module_path
 OPSET = 17
 EXAMPLE_TEXTS = ["a", "a b c d e f g h"]  # of different lengths, so that the traced batch holds padding
 QUANTIZED_OPS = ("MatMul", "Gather", "Gemm")
-INT4_BLOCK = 32  # weights that share a scale
+INT4_BLOCK = 128  # weights of ONNX that share a scale, which takes four bytes
 CALIBRATION_BATCH = 8
 
 Writer = Callable[[Path, Path, "Calibration | None", Sequence[str]], None]  # (fp32 graph, out, texts, whole layers)
@@ -86,7 +87,7 @@ def openvino_fp32(source: Path, target: Path, calibration: Calibration | None, w
     import openvino
 
     with quiet():
-        openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=False)
+        _save_openvino(openvino.convert_model(source), target, compress_to_fp16=False)
 
 
 def write_graphs(model_dir: Path) -> None:
@@ -129,7 +130,8 @@ def onnx_static(source: Path, target: Path, calibration: Calibration, whole: Seq
 
 
 def onnx_int4(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
-    """Weights of products and embeddings in 4 bits, symmetric, a scale for each 32; computed with int8 activations."""
+    """Weights of products and embeddings in 4 bits, symmetric, a scale for each 128; computed with int8
+    activations. Gemms, such as pooler and head, stay in fp32."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
@@ -153,7 +155,7 @@ def openvino_int8(source: Path, target: Path, calibration: Calibration, whole: S
     with quiet():
         model = nncf.quantize(openvino.convert_model(source), texts, model_type=nncf.ModelType.TRANSFORMER,
                               subset_size=len(calibration.texts), ignored_scope=_ignored(source, whole))  # fmt: skip
-        openvino.save_model(model, target)
+        _save_openvino(model, target)
 
 
 def openvino_int4(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
@@ -168,7 +170,15 @@ def openvino_int4(source: Path, target: Path, calibration: Calibration, whole: S
                                       all_layers=True, ratio=1.0, group_size=64, advanced_parameters=narrow,
                                       backup_mode=nncf.BackupMode.INT8_SYM,
                                       ignored_scope=_ignored(source, whole))  # fmt: skip
-        openvino.save_model(model, target)
+        _save_openvino(model, target)
+
+
+def _save_openvino(model: Any, target: Path, **how: Any) -> None:
+    """Without blanks, a sixth of the description, which counts in a small model."""
+    import openvino
+
+    openvino.save_model(model, target, **how)
+    target.write_text(re.sub(r">\s+<", "><", target.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def has_vnni() -> bool:

@@ -31,6 +31,7 @@ MATHS, STAGES, SPLITS = "tests/test_compression.py", "tests/test_stages.py", "te
 PIPELINES, UNCERTAINTY = "tests/test_pipelines.py", "tests/test_uncertainty.py"
 KD, STRUCTURE = "tests/test_distillation.py", "tests/test_structure.py"
 MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
+GATE, EXPORT, SCORER = "tests/test_gate.py", "tests/test_export.py", "tests/test_inference.py"
 FAULTS = (
     Fault("teacher logits shifted by one row", "distillation.py", "index_in(ours, theirs).to_numpy())",
           "index_in(ours, theirs).to_numpy() - (pc.index_in(ours, theirs).to_numpy() > 0))", f"{STAGES} -k joined"),
@@ -205,6 +206,26 @@ FAULTS = (
           f"{STAGES} -k joined"),
     Fault("fp16 left to compute in half", "quantization.py", 'config | {"dtype": "float32"}',
           'config | {"dtype": "float16"}', f"{QUANTIZATION} -k fp16"),
+    Fault("the gate's sign", "stages.py", 'drop = parent["validation_macro_f1"] - row["validation_macro_f1"]',
+          'drop = row["validation_macro_f1"] - parent["validation_macro_f1"]', f"{GATE} -k collapses"),
+    Fault("the gate looks at the test split", "stages.py", 'self.directory / "splits" / "validation.parquet" if gate',
+          'self.directory / "splits" / "test.parquet" if gate', f"{GATE} -k validation_alone"),
+    Fault("the least sensitive layer left whole", "gate.py", "key=lambda name: -found[name]",
+          "key=lambda name: found[name]", f"{GATE} -k at_fault"),
+    Fault("a rounded layer left rounded", "gate.py", "        layer.weight.data = kept\n", "",
+          f"{GATE} -k most_sensitive"),
+    Fault("layers named whole are quantized", "graphs.py", "and module_path(node.name) in modules]",
+          "and module_path(node.name) in ()]", f"{EXPORT} -k whole"),
+    Fault("4-bit zeros not at 8", "weights.py", "[:, : widths[name]], 8", "[:, : widths[name]], 0",
+          f"{EXPORT} -k zeros"),
+    Fault("padding attended to", "engines.py", "mask[row, where] = tokens, 1", "mask[row, :] = tokens, 1",
+          "tests/test_quantization.py -k any_batch"),
+    Fault("variants of held-out texts learnt from", "data.py", "np.isin(hashes, held_out)", "np.isin(hashes, [])",
+          "tests/test_distillation.py -k held_out"),
+    Fault("scored rows in the order of length", "scoring.py", "[np.argsort(np.concatenate(batches))]", "",
+          f"{SCORER} -k in_order"),
+    Fault("a changed file served", "inference.py", "recorded.get(name) != found[name]", "False",
+          f"{SCORER} -k changed_since"),
     Fault("the head quantized", "quantization.py", "if name not in fitting]", "if name not in linears]",
           f"{QUANTIZATION} -k head"),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer
 
 import distillation
 import pruning
+from augmentation import varied
 from compression_config import (
     ComputeOptions,
     DataOptions,
@@ -260,6 +261,37 @@ def test_texts_without_labels_leave_out_what_is_held_out_or_known(splits, tmp_pa
     assert rows["text"][:] == ["a new text", "another"] and rows["id"][:] == [0, 4]
     assert rows["label"][:] == [NO_LABEL, NO_LABEL]
     assert "7 texts, 5 left out: 2 stand in validation or test, 2 stood before, 1 are empty" in caplog.text
+
+
+def test_variants_are_made_of_training_words_alone_and_repeat_with_the_seed():
+    texts = [f"one{i} two{i} three{i} four{i}" for i in range(200)]
+    first = list(varied(texts, 2, seed=1))
+    assert first == list(varied(texts, 2, seed=1)) != list(varied(texts, 2, seed=2))
+    assert 390 <= len(first) <= 400 and not {"", *texts} >= set(first)
+    assert {word for text in first for word in text.split()} <= {word for text in texts for word in text.split()}
+    own = [set(text.split()) for text in texts]
+    kept = sum(len(set(variant.split()) & own[i % 200]) for i, variant in enumerate(varied(texts, 1, seed=3))) / 800
+    assert 0.55 < kept < 0.75  # 0.9 * 0.85 of the words, and of three texts in ten only a part of them
+    assert list(varied(["", "  "], 3, seed=1)) == []
+
+
+def test_variants_that_stand_in_the_held_out_splits_are_left_out(splits, tmp_path):
+    short = splits["train"].select(range(40)).map(lambda row: {"text": row["text"].split()[0]})
+    held = splits["test"].map(lambda row: {"text": "the"})
+    some = DatasetDict(train=short, validation=splits["validation"], test=held)
+    rows = write_unlabeled(None, "Comments", some, tmp_path / "out.arrow", augment=3, seed=1)
+    texts = rows["text"][:]
+    assert texts and "the" not in texts and not set(texts) & set(short["text"][:])
+    assert set(rows["label"][:]) == {NO_LABEL}
+
+
+def test_a_student_learns_on_variants_with_the_teachers_logits(run_main, tiny_csv, tmp_path):
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path), "--experiment", "run", "--pipeline",
+            "kd_only", "--teacher_path", "scratch:1x64", "--student_path", "teacher:1", "--teacher_epochs", "1",
+            "--epochs", "1", "--max_length", "32", "--augment", "2"]  # fmt: skip
+    assert run_main(argv) == 0
+    outputs = tmp_path / "models" / "run" / "outputs"
+    assert sorted(path.name for path in outputs.iterdir()) == ["train", "unlabeled", "validation"]
 
 
 @pytest.mark.parametrize("name, content, reason", [

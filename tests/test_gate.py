@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from compression_config import GateOptions
 from encoders import Task
 from engines import load, predict_logits
+from evaluation import macro_f1
 from gate import Gate, round_input, rounded_weight, sensitivities
 from report import read_rows
 
@@ -63,6 +64,19 @@ def test_a_form_that_collapses_is_not_shipped_and_the_results_tell(fragile, run_
     kept = fragile / "compressed_models" / "stopped"
     assert not (kept / "model.safetensors").exists() and not (kept / "onnx" / "model_quantized.onnx").exists()
     assert (kept / "onnx" / "model.onnx").exists()
+
+
+def test_the_gate_measures_on_validation_alone(fragile, run_main):
+    run_main(command(fragile, "--experiment", "stopped"))
+    row = next(row for row in read_rows(str(fragile / "compressed_models" / "stopped")) if row["stage"] == "onnx-int8")
+    kept = fragile / "models" / "stopped"
+    scores = {}
+    for split in ("validation", "test"):
+        rows = pd.read_parquet(kept / "splits" / f"{split}.parquet")
+        served = load(kept / "export", "onnx/model_quantized.onnx", MAX_LENGTH)
+        scores[split] = macro_f1(rows["label"].to_numpy(), predict_logits(served, rows["text"].tolist()).argmax(1))
+    assert row["validation_macro_f1"] == pytest.approx(scores["validation"]) != pytest.approx(scores["test"])
+    assert row["macro_f1"] == pytest.approx(scores["test"])
 
 
 def test_quant_auto_leaves_the_layer_at_fault_whole_and_ships(fragile, run_main):
