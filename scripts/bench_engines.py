@@ -164,7 +164,8 @@ class Cell(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """How much faster `under` is than `over`: the median of the rounds' ratios, and their quartiles."""
+    """How much faster `under` is than `over`: the median of the rounds' ratios, and their quartiles; the noise, half of
+    what is between these, knows nothing of how two starts of a process differ."""
 
     over: str
     under: str
@@ -174,7 +175,7 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         noise = 100 * (self.high - self.low) / 2 / self.median
-        return f"{self.median:.2f} ±{noise:.0f} %"
+        return f"{self.median:.2f} ±{noise:.1f} %"
 
 
 def fastest(cell: Cell, names: dict[str, Contender]) -> str:

@@ -24,8 +24,7 @@ from typing import NamedTuple
 import psutil
 from bench_engines import texts_of
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmark import machine, start_up
 from compression_config import UserError
 from engines import forms_in, longest_input
@@ -34,6 +33,7 @@ from inference import USUAL_TOKENS
 from report import aligned
 from selection import available_cores
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZES = (1, 8, 32, 128)
 SAMPLE, TIMED = 2_000, 10_000  # rows on which the pipeline's batch size is chosen, and on which that one is timed
 STARTS = 3  # of each form; the fastest counts
@@ -97,7 +97,7 @@ def watched(command: list[str], cache: Path, log: Path) -> tuple[float, float]:
 
 
 def score(model_dir: Path, rows: Path, count: int, engine: str) -> Scoring:
-    """Label a file with `inference.py`; what it chose and found is beside the file."""
+    """Label a file with `inference.py`; output and log lie beside the file, named after the engine."""
     output, log = rows.with_suffix(f".{engine}.csv"), rows.with_suffix(f".{engine}.log")
     command = [sys.executable, "inference.py", "--model", str(model_dir.resolve()), "--input", str(rows), "--output",
                str(output), "--engine", engine]  # fmt: skip

@@ -29,8 +29,8 @@ from encoders import train_wordpiece
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCS = {"TECHNICAL_DOCS", "benchmarks", "run_combinations", "PIPELINE_DOCUMENTATION", "compression_config", "data", "distillation",
-        "evaluation", "export", "inference", "main", "pruning", "quantization", "log"}  # fmt: skip
+DOCS = {"TECHNICAL_DOCS", "benchmarks", "run_combinations", "PIPELINE_DOCUMENTATION", "compression_config", "data",
+        "distillation", "evaluation", "export", "inference", "main", "pruning", "quantization", "log"}  # fmt: skip
 SCREEN = 46  # lines of a page, its generated tables left out
 MOST = {"teacher_epochs": 1, "epochs": 1, "fine_tune_epochs": 1, "max_length": 32, "calibration_samples": 16}
 NOT_RUN = ("pip install ", "python -m pytest ")
