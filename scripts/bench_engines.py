@@ -47,6 +47,7 @@ VOCABULARY = 30_522
 MAX_LENGTH = 128
 CALIBRATION_TEXTS = 128
 LEAST_ROUNDS, BUDGET_S = 4, 240  # a cell that has taken this long ends after its least rounds
+FEWEST_ROUNDS = 3
 GOAL = 4.0  # torch fp32 / ours, at batch 1
 KINDS = {"latency_ms_p50_len32": "32", "latency_ms_p50_len128": "128", "latency_ms_p50": "real",
          "throughput_len32": "32", "throughput_len128": "128", "throughput": "real"}  # benchmark's kind -> tokens
@@ -289,8 +290,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["minilm", "bert-base"])
     parser.add_argument("--threads", metavar="INT", nargs="+", type=int, default=[1, 2])
     options = parser.parse_args()
-    if options.rounds < 1 or min(options.threads) < 1:
-        parser.error("--rounds and --threads must be at least 1")
+    if options.rounds < FEWEST_ROUNDS:
+        parser.error(f"--rounds is {options.rounds}, but must be at least {FEWEST_ROUNDS}: noise is their spread")
+    if min(options.threads) < 1:
+        parser.error(f"--threads is {min(options.threads)}, but must be at least 1")
     for shape in options.shapes:
         if options.out and (options.out / shape).exists():
             parser.error(f"--out is {options.out}, but must not hold {shape} already")
