@@ -165,18 +165,16 @@ class Cell(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """How much faster `under` is than `over`: the median of the rounds' ratios, and their quartiles; the noise, half of
-    what is between these, knows nothing of how two starts of a process differ."""
+    """How much faster `under` is than `over`: the median of the rounds' ratios, and their noise, half of what is
+    between the quartiles as a share of the median; it knows nothing of how two starts of a process differ."""
 
     over: str
     under: str
     median: float
-    low: float
-    high: float
+    noise: float
 
     def __str__(self) -> str:
-        noise = 100 * (self.high - self.low) / 2 / self.median
-        return f"{self.median:.2f} ±{noise:.1f} %"
+        return f"{self.median:.2f} ±{100 * self.noise:.1f} %"
 
 
 def fastest(cell: Cell, names: dict[str, Contender]) -> str:
@@ -188,7 +186,8 @@ def ratio(cell: Cell, over: str) -> Ratio:
     """`over` against our fastest, round by round, so that a slow moment of the machine hits both."""
     ours = fastest(cell, OURS)
     found = np.divide(cell.rounds_ms[over], cell.rounds_ms[ours])
-    return Ratio(over, ours, *(float(value) for value in np.percentile(found, (50, 25, 75))))
+    low, median, high = (float(value) for value in np.percentile(found, (25, 50, 75)))
+    return Ratio(over, ours, median, (high - low) / 2 / median)
 
 
 def against_torch(cell: Cell) -> Ratio:
@@ -197,13 +196,14 @@ def against_torch(cell: Cell) -> Ratio:
 
 
 def against_peer(cell: Cell) -> Ratio:
-    """The fastest peer / our fastest; ours loses beyond noise where the upper quartile is below 1."""
+    """The fastest peer / our fastest."""
     return ratio(cell, fastest(cell, PEERS))
 
 
 def loses(cell: Cell) -> bool:
-    """Whether the fastest peer was faster in three quarters of the rounds."""
-    return against_peer(cell).high < 1
+    """Whether the fastest peer is faster by more than the noise."""
+    found = against_peer(cell)
+    return found.median * (1 + found.noise) < 1
 
 
 def timed_rounds(call: dict[str, Callable], kind: str, rounds: int) -> dict[str, list[benchmark.Burst]]:
