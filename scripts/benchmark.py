@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    place = ["--output_dir", str(options.output_dir), "--device", "cpu"]
+    place = ["--output_dir", str(options.output_dir), "--device", "cpu", "--overwrite"]
     files = {"English": (options.english, ENGLISH, ["--teacher_path", str(options.teacher), "--teacher_epochs", "3"]),
              "Bangla": (options.bangla, BANGLA, [])}  # fmt: skip
     for name, (path, recipes, teacher) in files.items():
