@@ -31,7 +31,8 @@ from export import GRAPHS, REQUIREMENTS, check_faithful, check_requirements, exp
 from quantization import ENGINES, QUANTIZERS
 from weights import count_weights
 
-LARGEST = {32: 1e-5, 8: 0.12, 4: 0.5}  # bits -> largest mean |difference| of logits, as a share of their mean
+# bits -> largest mean |difference| of logits; more than the torch form's in 4 bits, whose embeddings stay whole
+LARGEST = {32: 1e-5, 8: TOLERANCE["static"], 4: 0.2}
 
 
 def exported(lab: Lab, family: str, engine: str = "all", parent: Path | None = None) -> Path:  # noqa: F811
@@ -52,7 +53,7 @@ def test_an_exported_form_reloads_and_agrees_with_its_parent(lab, family, row): 
     expected = predict_logits(load(lab.parent(family), "torch", MAX_LENGTH, threads=1), TEXTS)
     logits = predict_logits(load(directory, graph.form, MAX_LENGTH, threads=1), TEXTS)
     assert logits.dtype == np.float32
-    assert np.abs(logits - expected).mean() < LARGEST[graph.bits] * np.abs(expected).mean()
+    assert np.abs(logits - expected).mean() < LARGEST[graph.bits]
 
 
 @pytest.mark.parametrize("row", GRAPHS)
@@ -154,8 +155,7 @@ def test_every_form_of_every_family_and_head_reloads_in_a_fresh_process(tmp_path
             allowed |= {f"{family}.{method}.{engine}": TOLERANCE[method] for engine in ENGINES[method]}
         directory = exported(None, family, parent=parent)
         jobs += [(directory, graph.form, f"{family}.{row}") for row, graph in GRAPHS.items()]
-        size = np.abs(expected[family]).mean()
-        allowed |= {f"{family}.{row}": LARGEST[graph.bits] * size for row, graph in GRAPHS.items()}
+        allowed |= {f"{family}.{row}": LARGEST[graph.bits] for row, graph in GRAPHS.items()}
     given = json.dumps([TEXTS, [(str(path), form, str(tmp_path / f"{name}.npy")) for path, form, name in jobs]])
     script = RELOAD.format(path=[str(Path(exporting.__file__).parent)])
     subprocess.run([sys.executable, "-c", script], input=given, text=True, check=True, capture_output=True)
