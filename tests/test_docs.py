@@ -229,7 +229,7 @@ def test_every_option_is_documented_once():
 
 def test_every_option_that_a_page_names_exists():
     for page in PAGES:
-        others = r"python (report|benchmark|inference)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
+        others = r"python (report|benchmark|inference|scripts/bench_\w+)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
         of_the_pipeline = re.sub(others, "", text_of(page))
         named = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", of_the_pipeline))
         ours = re.findall(r"--(\w+)", inference.build_parser().format_help()) if page.stem == "inference" else []
