@@ -250,7 +250,7 @@ def measure(
         found = {kind: interleaved(lambda name, *which: call[name](burst, name, *which),
                                    [name for name in kinds if kind in kinds[name]], kind)
                  for kind in KINDS}  # fmt: skip
-    bursts = {form.name: {kind: found[kind][form.name] for kind in kinds[form.name]} for form in forms}
+    bursts = {form.name: {kind: found[kind][form.name] for kind in kinds[form.name] if kind in found} for form in forms}
     return {form.name: figures(bursts[form.name]) | start_up(form, texts, max_length, threads, device)
             | {"threads": threads} for form in tqdm(forms, desc="benchmark, fresh processes", leave=False)}  # fmt: skip
 
