@@ -222,7 +222,7 @@ def main() -> None:
         section = table_of(name, recipes, common, options.output_dir / f"peers_{name}", options)
         print(section, flush=True)
         page = PAGE.read_text(encoding="utf-8")
-        start, end = f"<!-- benchmark: {name} -->\n", "\n<!-- end -->"
+        start, end = f"<!-- benchmark: {name} -->\n", "\n<!-- end -->\n"
         before, _, rest = page.partition(start)
         PAGE.write_text(before + start + section + end + rest.partition(end)[2], encoding="utf-8")
 
