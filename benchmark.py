@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+import processor
 from compression_config import POSITIVE, UserError, convert
 from console import start_process
 from engines import forms_in, load
@@ -233,15 +233,17 @@ def start_up(form: Form, texts: list[str], max_length: int, threads: int, device
 
 
 def measure(
-    forms: list[Form], texts: list[str], max_length: int, device: str, seed: int, threads: int | None = None
-) -> dict[str, dict[str, Any]]:
+    forms: list[Form], texts: list[str], max_length: int, device: str, seed: int, threads: int | None = None,
+    timed: Collection[str] | None = None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Form name -> what `figures` and `start_up` find, and `threads`: the same for all, by default torch's own number.
+    `timed` are the kinds of input, `latency_ms_p50` among them; by default all.
 
     The linear reference has no work but its vectorizer's, so its time includes that.
     """
     import torch
 
-    threads = threads or torch.get_num_threads()
+    threads, timed = threads or torch.get_num_threads(), timed or KINDS
     texts = random.Random(seed).sample(texts, min(len(texts), 32 * RHYTHMS[32].most))
     with engine_processes({form.engine for form in forms}) as processes:
         call = {form.name: processes[form.engine] for form in forms}
@@ -249,8 +251,8 @@ def measure(
                                             device) for form in forms}  # fmt: skip
         found = {kind: interleaved(lambda name, *which: call[name](burst, name, *which),
                                    [name for name in kinds if kind in kinds[name]], kind)
-                 for kind in KINDS}  # fmt: skip
-    bursts = {form.name: {kind: found[kind][form.name] for kind in kinds[form.name] if kind in found} for form in forms}
+                 for kind in timed}  # fmt: skip
+    bursts = {form.name: {kind: found[kind][form.name] for kind in timed if kind in kinds[form.name]} for form in forms}
     return {form.name: figures(bursts[form.name]) | start_up(form, texts, max_length, threads, device)
             | {"threads": threads} for form in tqdm(forms, desc="benchmark, fresh processes", leave=False)}  # fmt: skip
 
@@ -275,12 +277,9 @@ def machine() -> dict[str, Any]:
     """The machine that times were measured on: CPU and its instruction sets, cores, memory (GiB), GPU."""
     import torch
 
-    cpuinfo = Path("/proc/cpuinfo")
-    first = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
-    flags = (fields.get("flags") or fields.get("Features", "")).split()
-    return {"cpu": fields.get("model name") or platform.processor() or platform.machine(),
-            "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags], "cores": os.cpu_count(),
+    held = processor.instruction_sets()
+    return {"cpu": processor.name(),
+            "instruction_sets": [name for name in INSTRUCTION_SETS if name in held], "cores": os.cpu_count(),
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None}  # fmt: skip
 
@@ -390,9 +389,7 @@ def main(argv: list[str] | None = None) -> int:
         print("benchmark.py: stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        for line in error.lines:
-            print(f"benchmark.py: error: {line}", file=sys.stderr)
-        return 2
+        return error.tell("benchmark.py")
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, {rows[0]['threads']} threads", file=sys.stderr)
     if not all(row["steady"] for row in rows):

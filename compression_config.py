@@ -7,10 +7,12 @@ is handed its own dataclass, never the whole. Standard library only (YAML apart)
 import argparse
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +37,12 @@ class UserError(Exception):
     def __init__(self, *lines: str):
         self.lines = tuple("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
         super().__init__("\n".join(self.lines))
+
+    def tell(self, program: str) -> int:
+        """Print the lines to stderr, and give the exit code."""
+        for line in self.lines:
+            print(f"{program}: error: {line}", file=sys.stderr)
+        return 2
 
 
 @dataclass(frozen=True)
@@ -505,6 +513,13 @@ def parse_options(argv: list[str] | None = None) -> Options:
     if errors:
         raise UserError(*errors)
     return options
+
+
+def check_installed(flag: str, value: str, packages: Iterable[str]) -> None:
+    """UserError in one line if a package that the value of `flag` needs is not installed."""
+    missing = [package for package in dict.fromkeys(packages) if find_spec(package) is None]
+    if missing:
+        raise UserError(f"{flag} is {value}, but must have {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def check_versions() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import DatasetDict
 
+import export
+import quantization
 import report
 from artifacts import (
     bundle_of,
@@ -34,6 +36,7 @@ from compression_config import (
     PlaceOptions,
     UserError,
     as_record,
+    check_installed,
     narrow,
     own_knobs,
     read_config_file,
@@ -52,10 +55,8 @@ from encoders import (
 )
 from engines import serving_files
 from evaluation import Form, fresh_process
-from export import check_requirements as check_export_requirements
 from labelled import Labelled, read_labelled
 from losses import KD_LOSSES
-from quantization import check_requirements
 from ranks import is_first, join, process_count, told_by_first
 from stages import Chain
 from structure import feed_forward, width_asked
@@ -217,8 +218,9 @@ def checked(options: Options) -> Labelled:
         checks.append(lambda: check_student(options))
     checks.append(lambda: check_structure(options))
     if "quantize" in stages:
-        checks.append(lambda: check_requirements(options.quant_method))
-    checks.append(lambda: check_export_requirements(options.export))
+        checks.append(lambda: check_installed("--quant_method", options.quant_method,
+                                              quantization.REQUIREMENTS[options.quant_method]))  # fmt: skip
+    checks.append(lambda: check_installed("--export", options.export, export.required(options.export)))
     found: list[Labelled] = []
     checks.append(lambda: found.append(read_labelled(narrow(options, DataOptions))))
     collect_errors(*checks)

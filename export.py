@@ -10,7 +10,6 @@ import json
 import tempfile
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 import graphs
 from calibration import calibration_texts
-from compression_config import ExportOptions, UserError
+from compression_config import ExportOptions
 from encoders import Task
 from engines import engine_of, load, predict_logits, tokenizer_files
 from gate import Gate, keep_record
@@ -54,12 +53,9 @@ def graphs_of(engine: str) -> dict[str, Graph]:
     return {row: graph for row, graph in GRAPHS.items() if engine in ("all", engine_of(graph.form))}
 
 
-def check_requirements(engine: str) -> None:
-    """UserError in one line if a package that the export needs is not installed."""
-    needed = [name for known, names in REQUIREMENTS.items() if engine in ("all", known) for name in names]
-    missing = [package for package in dict.fromkeys(needed) if find_spec(package) is None]
-    if missing:
-        raise UserError(f"--export is {engine}, but must have {' and '.join(missing)}: pip install {' '.join(missing)}")
+def required(engine: str) -> list[str]:
+    """The packages that the export needs."""
+    return [package for known, names in REQUIREMENTS.items() if engine in ("all", known) for package in names]
 
 
 def export(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: ExportOptions) -> Path:

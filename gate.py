@@ -26,7 +26,7 @@ from evaluation import macro_f1
 log = logging.getLogger(__name__)
 
 RANKED_TEXTS = 64  # texts that layers are ranked on
-INT4_BLOCK = 32
+RANKING_BLOCK = 32  # weights that share a scale in 4 bits, while layers are ranked
 
 
 class Gate:
@@ -96,7 +96,7 @@ def sensitivities(model_dir: Path, texts: list[str], max_length: int, bits: int)
 
 def rounded_weight(weight: Tensor, bits: int) -> Tensor:
     """`weight` [out, in] on a symmetric grid of `bits`: a scale a row, or for 4 bits a scale for each 32 in a row."""
-    block = INT4_BLOCK if bits == 4 and weight.shape[1] % INT4_BLOCK == 0 else weight.shape[1]
+    block = RANKING_BLOCK if bits == 4 and weight.shape[1] % RANKING_BLOCK == 0 else weight.shape[1]
     blocks = weight.reshape(-1, block)
     scale = (blocks.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp_min(1e-12)
     return ((blocks / scale).round() * scale).view_as(weight)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import processor
 from engines import read_tokenizer
 from weights import module_path
 
@@ -27,13 +28,13 @@ QUANTIZED_OPS = ("MatMul", "Gather", "Gemm")
 INT4_BLOCK = 128  # weights of ONNX that share a scale, which takes four bytes
 CALIBRATION_BATCH = 8
 
-Writer = Callable[[Path, Path, "Calibration | None", Sequence[str]], None]  # (fp32 graph, out, texts, whole layers)
+Writer = Callable[[Path, Path, "Calibration", Sequence[str]], None]  # (fp32 graph, out, texts, whole layers)
 
 
 class Calibration:
-    """Token ids of the texts that activations' ranges are measured on, made batch by batch; it can be read again.
+    """Token ids of the texts that activations' ranges are measured on, made batch by batch.
 
-    It also is what ONNX Runtime's calibration reads: a batch a call, None after the last.
+    It also is what ONNX Runtime's calibration reads, once: a batch a call, None after the last.
     """
 
     def __init__(self, model_dir: Path, texts: list[str], max_length: int):
@@ -183,11 +184,7 @@ def _save_openvino(model: Any, target: Path, **how: Any) -> None:
 
 def has_vnni() -> bool:
     """Whether this CPU multiplies int8 without saturating in between; taken as no where it does not say."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(processor.instruction_sets())
 
 
 def _onnx_nodes(source: Path, modules: Sequence[str]) -> list[str]:

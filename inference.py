@@ -21,17 +21,8 @@ import engines
 from compression_config import POSITIVE, UserError, file_errors
 from console import is_disk_full, start_logging
 from engines import engine_of, forms_in, longest_input, serving_files
-from scoring import (
-    SUFFIXES,
-    TABLES,
-    Classifier,
-    Lines,
-    Progress,
-    Summary,
-    identity_of,
-    score_file,
-    score_lines,
-)
+from layouts import SUFFIXES, TABLES, Lines
+from scoring import Classifier, Progress, Summary, identity_of, score_file, score_lines
 from selection import PACKAGES, SENTENCES, Unservable, available_cores, choose, versions
 
 log = logging.getLogger(__name__)
@@ -285,9 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         start_logging()
         return label_texts(options) if options.input is None else label_file(options)
     except UserError as error:
-        for line in error.lines:
-            print(f"inference.py: error: {line}", file=sys.stderr)
-        return 2
+        return error.tell("inference.py")
     except KeyboardInterrupt:
         again = "; the same command goes on from here" if "-" not in (options.input or "-", options.output) else ""
         print(f"inference.py: stopped{again}", file=sys.stderr)

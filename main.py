@@ -38,9 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(*(f"main.py: {line}\n" for line in stopped), sep="", end="", file=sys.stderr)
         return 3 if stopped else 0
     except UserError as error:
-        for line in error.lines if is_first() else ():
-            print(f"main.py: error: {line}", file=sys.stderr)
-        return 2
+        return error.tell("main.py") if is_first() else 2
     except KeyboardInterrupt:
         print("main.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -10,7 +10,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ REQUIREMENTS = {
     "int4": ("accelerate", "bitsandbytes"),
 }
 ENGINES = {"fp16": ("torch",), "dynamic": ("torch", "onnx"), "static": ("onnx",), "int4": ("torch",)}
-
-
-def check_requirements(method: str) -> None:
-    """UserError in one line if a package that `method` needs is not installed."""
-    missing = [package for package in REQUIREMENTS[method] if find_spec(package) is None]
-    if missing:
-        names = " ".join(missing)
-        raise UserError(f"--quant_method is {method}, but must have {' and '.join(missing)}: pip install {names}")
 
 
 def quantize_fp16(
@@ -119,7 +110,7 @@ def quantize(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, opt
 
     if options.quant_auto and method in BITS:
         whole = Gate(model_in, splits, task, options).fit(write, out_dir, ENGINES[method], BITS[method])
-        keep_record(out_dir, {method: whole, f"{method}-onnx": whole} if whole else {})
+        keep_record(out_dir, {method: whole, f"{method}-onnx": whole})
     else:
         write(())
     return out_dir

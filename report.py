@@ -182,8 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print("\n\n".join(FORMATS[args.format](read_rows(directory)) for directory in args.directory))
     except UserError as error:
-        print(f"report.py: error: {error}", file=sys.stderr)
-        return 2
+        return error.tell("report.py")
     return 0
 
 

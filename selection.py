@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+import processor
 from compression_config import UserError
 from engines import Engine, serving_files
 
@@ -131,21 +131,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cpu_model() -> str:
-    """The CPU by name, as far as the system tells."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def choice_key(model_dir: Path, candidates: Sequence[Candidate], digests: dict[str, str]) -> str:
     """What a choice depends on: the candidates' files, the CPU, its cores and the engines' versions."""
     paths = sorted({path for form, _ in candidates for path in serving_files(model_dir, form) if path.is_file()})
     files = {path.relative_to(model_dir).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
     files |= {name: digests[name] for name in files if name in digests}
-    about = [files, list(candidates), cpu_model(), available_cores(), versions()]
+    about = [files, list(candidates), processor.name(), available_cores(), versions()]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 

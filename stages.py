@@ -192,7 +192,8 @@ class Chain:
             self.stage(name, model)
 
     def stage_options(self, name: str) -> Any:
-        """What the stage reads; the student without a teacher learns from hard labels alone."""
+        """What the stage reads, and nothing that does not change what it makes; the student without a teacher learns
+        from hard labels alone."""
         options = self.options
         if name == "plain":
             unread = {f.name: f.default for f in own_knobs(DistillOptions) if f.name.startswith("kd_")}
@@ -318,18 +319,21 @@ class Chain:
         before it."""
         if STAGES[name].row in REFERENCES:
             return ""
-        leaves = [row for leaf in LEAVES for row in forms_of(leaf, self.options)]
-        before = [row for row in self.rows if row not in (*REFERENCES, *leaves)]
+        before = [row for row in self.rows if row not in (*REFERENCES, *self.leaf_rows)]
         if name == "distill":
             return "teacher"
         return before[-1] if before else ""
 
+    @cached_property
+    def leaf_rows(self) -> list[str]:
+        """The rows of what is made of the last full-precision model."""
+        return [row for leaf in leaves_of(self.options) for row in forms_of(leaf, self.options)]
+
     def shipped(self) -> list[Form]:
         """The forms that the artifact holds: every graph that was asked for and the quantized model, or where there is
         none the last full-precision one; without those that the gate stops."""
-        wanted = [row for leaf in leaves_of(self.options) for row in forms_of(leaf, self.options)]
-        if "quantize" not in leaves_of(self.options):
-            wanted.insert(0, self.parent_of("export"))
+        whole = [] if "quantize" in leaves_of(self.options) else [self.parent_of("export")]
+        wanted = [*whole, *self.leaf_rows]
         return [form for form in self.forms if form.name in wanted and self.rows[form.name].get("shipped", True)]
 
     def evaluated(self, form: Form, record: dict[str, Any]) -> dict[str, Any]:
@@ -341,8 +345,8 @@ class Chain:
         teacher = read_record(self.directory / "teacher")["fingerprint"]
         gate = self.options.max_f1_drop is not None
         validation = self.directory / "splits" / "validation.parquet" if gate else None
-        known = [self.test_digest, form.served, as_record(compute), gate, EVALUATION]
-        key = digest([record["fingerprint"], teacher, *known])
+        key = digest([record["fingerprint"], teacher, self.test_digest, form.served, as_record(compute), gate,
+                      EVALUATION])  # fmt: skip
         if kept.is_file() and out_path.is_file() and (row := json.loads(kept.read_text()))["key"] == key:
             return row["metrics"]
         test = self.directory / "splits" / "test.parquet"

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from peers import plain_dynamic, plain_nncf
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, BertConfig
 
@@ -106,18 +107,6 @@ def texts_of(path: str) -> list[str]:
     return [text for text in table[find_text_column(table, None)].to_pylist() if text and text.strip()]
 
 
-def write_plain(source: Path, folder: Path, calibration: graphs.Calibration) -> None:
-    """Int8 as the first page of each tool's manual has it; NNCF is not told that the model is a transformer."""
-    import nncf
-    import openvino
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with graphs.quiet():
-        quantize_dynamic(source, folder / PEERS["onnxruntime quantize_dynamic"].form, weight_type=QuantType.QInt8)
-        model = nncf.quantize(openvino.convert_model(source), nncf.Dataset(list(calibration.batched(1))))
-        openvino.save_model(model, folder / PEERS["nncf quantize"].form)
-
-
 def write_shape(shape: str, texts: list[str], folder: Path) -> None:
     """A checkpoint of random weights and all its graphs."""
     layers, width, heads, neurons = SHAPES[shape]
@@ -131,7 +120,8 @@ def write_shape(shape: str, texts: list[str], folder: Path) -> None:
     graphs.write_graphs(folder)
     source, chosen = folder / GRAPHS["onnx"].form, random.Random(0).sample(texts, min(len(texts), CALIBRATION_TEXTS))
     calibration = partial(graphs.Calibration, folder, chosen, MAX_LENGTH)  # each can be read through once
-    write_plain(source, folder, calibration())
+    plain_dynamic(source, folder / PEERS["onnxruntime quantize_dynamic"].form)
+    plain_nncf(source, folder / PEERS["nncf quantize"].form, calibration())
     for row in OURS:
         GRAPHS[row].write(source, folder / GRAPHS[row].form, calibration(), ())
 

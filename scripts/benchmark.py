@@ -10,7 +10,6 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,47 +37,12 @@ ON_ALL_SEEDS = ("small",)  # the other recipes and the peers on the first seed a
 Rows = dict[str, dict[str, Any]]  # "recipe, form" -> row of the results
 
 
-def peer_dynamic(teacher: Path, out: Path, texts: list[str]) -> str:
-    """What `onnxruntime.quantization.quantize_dynamic` makes with its defaults."""
-    from onnxruntime.quantization import quantize_dynamic
-
-    from graphs import quiet, write_onnx
-
-    (out / "onnx").mkdir()
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        write_onnx(teacher, f"{folder}/model.onnx")
-        quantize_dynamic(f"{folder}/model.onnx", out / "onnx" / "model.onnx")
-    return "onnx"
-
-
-def peer_nncf(teacher: Path, out: Path, texts: list[str]) -> str:
-    """What `nncf.quantize` makes with its defaults: 300 texts, no model type."""
-    import nncf
-    import openvino
-
-    from graphs import Calibration, quiet, write_onnx
-
-    (out / "openvino").mkdir()
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        write_onnx(teacher, f"{folder}/model.onnx")
-        batches = nncf.Dataset(list(Calibration(teacher, texts[:300], 128).batched(1)))
-        model = nncf.quantize(openvino.convert_model(f"{folder}/model.onnx"), batches)
-        openvino.save_model(model, out / "openvino" / "model.xml")
-    return "openvino"
-
-
-def peer_bf16(teacher: Path, out: Path, texts: list[str]) -> str:
-    """The teacher in bfloat16, as torch computes it."""
+def write_bfloat16(teacher: Path, out: Path) -> None:
+    """The teacher as torch computes it in bfloat16."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.bfloat16).save_pretrained(out)
-    return "torch"
-
-
-PEERS: dict[str, Callable[[Path, Path, list[str]], str]] = {
-    "teacher, quantize_dynamic": peer_dynamic, "teacher, nncf.quantize": peer_nncf, "teacher, torch bf16": peer_bf16,
-}  # fmt: skip
 
 
 def run(argv: list[str]) -> Any:
@@ -93,23 +57,40 @@ def run(argv: list[str]) -> Any:
     return chain
 
 
+def write_peers(teacher: Path, texts: list[str], folder: Path) -> dict[str, Any]:
+    """What a user would pick instead, by name: NNCF is calibrated on 300 texts, its own number."""
+    from peers import plain_dynamic, plain_nncf
+
+    from engines import tokenizer_files
+    from evaluation import Form
+    from graphs import Calibration, write_onnx
+
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("onnx", "openvino"):
+        (folder / name).mkdir(parents=True)
+    for path in [teacher / "config.json", *tokenizer_files(teacher)]:
+        shutil.copy2(path, folder)
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(place) / "model.onnx"
+        write_onnx(teacher, source)
+        plain_dynamic(source, folder / "onnx" / "model.onnx")
+        plain_nncf(source, folder / "openvino" / "model.xml", Calibration(teacher, texts[:300], 128))
+    write_bfloat16(teacher, folder)
+    return {name: Form(name, folder, served) for name, served in
+            (("teacher, quantize_dynamic", "onnx"), ("teacher, nncf.quantize", "openvino"),
+             ("teacher, torch bf16", "torch"))}  # fmt: skip
+
+
 def add_peers(chain: Any, folder: Path, rows: Rows, forms: dict[str, Any]) -> None:
     """Make, evaluate and add what a user would pick instead."""
-    from engines import serving_files
-    from evaluation import Form, evaluate
+    from evaluation import evaluate
 
-    teacher, test = chain.directory / "teacher", chain.directory / "splits" / "test.parquet"
-    for name, make in PEERS.items():
-        out = folder / name.replace(", ", "-").replace(" ", "_")
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        for path in serving_files(teacher, "torch"):
-            if path.suffix == ".json":
-                shutil.copy2(path, out)
-        forms[name] = Form(name, out, make(teacher, out, chain.splits["train"][:300]["text"]))
-        reference = chain.directory / "predictions" / "teacher.parquet"
-        rows[name] = evaluate(forms[name], test, chain.task, ComputeOptions(device="cpu"), reference,
-                              out / "predictions.parquet")  # fmt: skip
+    peers = write_peers(chain.directory / "teacher", chain.splits["train"][:300]["text"], folder)
+    test, reference = (chain.directory / name for name in ("splits/test.parquet", "predictions/teacher.parquet"))
+    for name, form in peers.items():
+        forms[name] = form
+        rows[name] = evaluate(form, test, chain.task, ComputeOptions(device="cpu"), reference,
+                              folder / f"{form.engine}.parquet")  # fmt: skip
         rows[name]["compression_ratio"] = chain.rows["teacher"]["bytes"] / rows[name]["bytes"]
 
 
@@ -142,10 +123,9 @@ def timed(forms: dict[str, Any], texts: list[str], threads: int) -> dict[str, di
 
     import benchmark
 
-    benchmark.KINDS = {name: benchmark.KINDS[name] for name in ("latency_ms_p50", "throughput")}
-    benchmark.start_up = lambda *_: {}
+    benchmark.start_up = lambda *_: {}  # neither loading nor memory is on the page
     named = [replace(form, name=name) for name, form in forms.items()]
-    return benchmark.measure(named, texts, 128, "cpu", 0, threads)
+    return benchmark.measure(named, texts, 128, "cpu", 0, threads, ("latency_ms_p50", "throughput"))
 
 
 def summary(seeds: list[Rows], times: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

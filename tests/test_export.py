@@ -23,11 +23,12 @@ from test_quantization import (
 )
 from transformers import AutoTokenizer
 
+import compression_config
 import export as exporting
-from compression_config import ExportOptions, UserError
+from compression_config import ExportOptions, UserError, check_installed
 from encoders import Task
 from engines import forms_in, load, predict_logits, read_tokenizer, serving_files
-from export import GRAPHS, REQUIREMENTS, check_faithful, check_requirements, export, graphs_of
+from export import GRAPHS, REQUIREMENTS, check_faithful, export, graphs_of, required
 from quantization import ENGINES, QUANTIZERS
 from weights import count_weights
 
@@ -116,15 +117,15 @@ def test_layers_named_whole_keep_full_precision(lab, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("engine", REQUIREMENTS)
 def test_a_missing_package_is_refused_in_one_line(monkeypatch, engine):
     package = REQUIREMENTS[engine][1]
-    found = exporting.find_spec
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == package else found(name))
+    found = compression_config.find_spec
+    monkeypatch.setattr(compression_config, "find_spec", lambda name: None if name == package else found(name))
     with pytest.raises(UserError) as refusal:
-        check_requirements(engine)
+        check_installed("--export", engine, required(engine))
     assert str(refusal.value) == f"--export is {engine}, but must have {package}: pip install {package}"
 
 
 def test_nothing_is_missing_here():
-    check_requirements("all")
+    check_installed("--export", "all", required("all"))
     assert graphs_of("none") == {} and graphs_of("all") == GRAPHS
 
 

@@ -19,6 +19,7 @@ from transformers import BertConfig
 
 import engines
 import inference
+import layouts
 import scoring
 import selection
 from artifacts import write_record
@@ -26,7 +27,8 @@ from compression_config import UserError
 from engines import Engine, decide, predict_logits
 from graphs import write_graphs, write_onnx
 from inference import load, main
-from scoring import Classifier, Lines, Progress, identity_of, score_file, token_batches, windows
+from layouts import Lines
+from scoring import Classifier, Progress, identity_of, score_file, token_batches, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMS = ("torch", "onnx/model.onnx", "openvino/openvino_model.xml")
@@ -109,10 +111,10 @@ class Counting:
 
 
 def score(source: Path, output: Path, classifier: Classifier, batch: int = 4) -> scoring.Summary:
-    kind = scoring.SUFFIXES[source.suffix]
+    kind = layouts.SUFFIXES[source.suffix]
     with source.open("rb") as stream:
         lines = Lines(stream)
-        table = scoring.TABLES[kind](lines, kind, None, classifier.labels, str(source))
+        table = layouts.TABLES[kind](lines, kind, None, classifier.labels, str(source))
         return score_file(classifier, table, lines, output, batch, identity_of(source, classifier, table, batch, {}))
 
 
@@ -238,7 +240,7 @@ def test_bad_rows_stop_nothing_and_are_reported_with_their_line(tmp_path, caplog
 
 
 def test_a_stray_quote_far_from_the_end_costs_its_line_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "LONGEST_CELL", 200)
+    monkeypatch.setattr(layouts, "LONGEST_CELL", 200)
     source, output, engine = tmp_path / "in.csv", tmp_path / "out.csv", Counting()
     source.write_text('text\n"stray\n' + "".join(f"row {i}\n" for i in range(100)))
     score(source, output, engine.classifier())
@@ -262,7 +264,7 @@ def test_never_more_than_a_window_is_read_ahead(monkeypatch):
         nonlocal read
         for i in range(95):
             read += 1
-            yield scoring.Row(i, b"x" * size, "x", "", True)
+            yield layouts.Row(i, b"x" * size, "x", "", True)
 
     ends = [(len(window), read) for window in windows(rows(1))]
     assert ends == [(10, 10 * (i + 1)) for i in range(9)] + [(5, 95)]

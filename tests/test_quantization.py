@@ -23,12 +23,13 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+import compression_config
 import quantization
-from compression_config import UserError
+from compression_config import UserError, check_installed
 from encoders import encoder_linears
 from engines import Engine, forms_in, load, predict_logits, serving_files
 from graphs import write_graphs
-from quantization import ENGINES, QUANTIZERS, REQUIREMENTS, check_requirements
+from quantization import ENGINES, QUANTIZERS, REQUIREMENTS
 from weights import count_weights
 
 SPECIAL = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
@@ -366,14 +367,14 @@ def test_linear_counts_by_hand(linear_forms):
 
 @pytest.mark.parametrize("method, package", [(m, package) for m, needed in REQUIREMENTS.items() for package in needed])
 def test_a_missing_package_is_refused_in_one_line(monkeypatch, method, package):
-    found = quantization.find_spec
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None if name == package else found(name))
+    found = compression_config.find_spec
+    monkeypatch.setattr(compression_config, "find_spec", lambda name: None if name == package else found(name))
     with pytest.raises(UserError) as refusal:
-        check_requirements(method)
+        check_installed("--quant_method", method, REQUIREMENTS[method])
     assert str(refusal.value) == f"--quant_method is {method}, but must have {package}: pip install {package}"
 
 
 def test_nothing_is_missing_here():
     assert REQUIREMENTS.keys() == QUANTIZERS.keys() == ENGINES.keys()
     for method in QUANTIZERS:
-        check_requirements(method)
+        check_installed("--quant_method", method, REQUIREMENTS[method])
