@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from test_quantization import MAX_LENGTH, replace_config, save_tokenizer, sentences
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compression_config import GateOptions
 from encoders import Task
@@ -94,6 +94,18 @@ def test_the_layer_at_fault_is_the_most_sensitive_one(fragile):
     found = sensitivities(fragile / "model", sentences(20, seed=9), MAX_LENGTH, 8)
     assert max(found, key=found.get) == OUTLIER
     assert {"bert.embeddings.word_embeddings", "classifier"} <= set(found) and min(found.values()) >= 0
+
+
+def test_each_layer_is_rounded_alone(fragile):
+    texts = sentences(20, seed=9)
+    found = sensitivities(fragile / "model", texts, MAX_LENGTH, 4)
+    model = AutoModelForSequenceClassification.from_pretrained(fragile / "model").eval()
+    inputs = AutoTokenizer.from_pretrained(fragile / "model")(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        whole = model(**inputs).logits
+        model.classifier.weight.data = rounded_weight(model.classifier.weight.data, 4)
+        changed = model(**inputs).logits
+    assert found["classifier"] == pytest.approx(float((changed - whole).square().mean()), rel=1e-3)
 
 
 def test_layers_are_left_in_doubling_numbers_until_the_score_is_enough(fragile, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ import compression_config
 import quantization
 from compression_config import UserError, check_installed
 from encoders import encoder_linears
-from engines import Engine, forms_in, load, predict_logits, serving_files
+from engines import Engine, collate_with, forms_in, load, predict_logits, serving_files
 from graphs import write_graphs
 from quantization import ENGINES, QUANTIZERS, REQUIREMENTS
 from weights import count_weights
@@ -320,6 +320,13 @@ def replace_config(family: str, **changes):
 def test_logits_come_back_in_the_order_of_the_texts():
     lengths = Engine(list, lambda texts: [len(text) for text in texts], lambda batch: np.array([batch]).T)
     assert predict_logits(lengths, TEXTS, batch=7)[:, 0].tolist() == [len(text) for text in TEXTS]
+
+
+def test_rows_are_padded_on_their_side_and_padding_is_masked():
+    for side, ids, mask in (("right", [[5, 6, 7], [8, 1, 1]], [[1, 1, 1], [1, 0, 0]]),
+                            ("left", [[5, 6, 7], [1, 1, 8]], [[1, 1, 1], [0, 0, 1]])):  # fmt: skip
+        batch = collate_with(1, side)([[5, 6, 7], [8]])
+        assert batch["input_ids"].tolist() == ids and batch["attention_mask"].tolist() == mask
 
 
 def test_batching_does_not_change_a_rows_logits(lab):
