@@ -77,13 +77,13 @@ class Stage:
 
 
 STAGES = {
-    "teacher": Stage(teacher, TeacherOptions, "teacher", trains=True),
+    "teacher": Stage(teacher, TeacherOptions, "teacher", 2, trains=True),
     "start": Stage(structure.start, StudentOptions, "start"),
     "trim": Stage(structure.trim, TrimOptions, "trimmed", reads="text_splits"),
     "narrow": Stage(structure.narrow_blocks, NarrowOptions, "narrowed"),
-    "distill": Stage(distill, DistillOptions, "student", 2, reads="soft_splits", trains=True),
-    "plain": Stage(distill, DistillOptions, "student_plain", 2, trains=True),
-    "prune": Stage(prune, PruneOptions, "pruned", 3, reads="soft_splits", trains=True),
+    "distill": Stage(distill, DistillOptions, "student", 3, reads="soft_splits", trains=True),
+    "plain": Stage(distill, DistillOptions, "student_plain", 3, trains=True),
+    "prune": Stage(prune, PruneOptions, "pruned", 4, reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
     "quantize": Stage(quantize, QuantizeOptions, "", 2),
     "export": Stage(export, ExportOptions, ""),

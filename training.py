@@ -33,6 +33,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from artifacts import CHECKPOINTS
 from compression_config import SoftTargetOptions, TeacherOptions, TrainingOptions, UserError
 from data import label_array, labelled_rows, read_tokens, token_lengths, write_tokens
+from dropout import draw_bytes_
 from encoders import Task, read_config, start_teacher
 from evaluation import decide, macro_f1
 from losses import balanced_weights, distillation_loss, hard_label_loss
@@ -197,6 +198,8 @@ def train_(
         told_by_first(partial(write_tokens, splits[name], tokenizer, options.max_length, tokens))
         parts[name] = read_tokens(tokens)
     by_length = np.argsort(token_lengths(parts["validation"]), kind="stable")
+    if options.device == "cpu":
+        draw_bytes_(model)
     trainer = ClassifierTrainer(
         loss, live, settle, model=model, args=training_arguments(work_dir, options, epochs, lr),
         train_dataset=parts["train"], eval_dataset=parts["validation"].select(by_length),

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from compression_config import ComputeOptions, DistillOptions, Options, TeacherOptions, narrow, parse_options
 from data import label_array, load_splits, read_tokens, token_lengths, write_tokens
 from distillation import distill, with_teacher_logits, write_teacher_outputs
+from dropout import draw_bytes_
 from encoders import Task, encoder_linears, start_student
 from engines import load, predict_logits
 from evaluation import decide, macro_f1
@@ -79,7 +80,7 @@ class Profiler(TrainerCallback):
 
 
 class RandomOrder(ClassifierTrainer):
-    """Our loss with the Trainer's own sampling."""
+    """Our loss with the Trainer's own sampling, and torch's own dropout."""
 
     _get_train_sampler = Trainer._get_train_sampler
 
@@ -89,6 +90,8 @@ def epoch(kind: type[ClassifierTrainer], loss: Loss, splits: DatasetDict, teache
     """Seconds of one epoch of the student under a Trainer."""
     set_seed(options.seed)
     student, tokenizer = start_student(options.student_path, teacher_dir, task, [], options.max_length)
+    if kind is ClassifierTrainer:
+        draw_bytes_(student)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         write_tokens(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
