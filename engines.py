@@ -17,6 +17,7 @@ import numpy as np
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 GRAPHS = {"onnx": "onnx/*.onnx", "openvino": "openvino/*.xml"}  # engine -> where its graphs lie
+INT4_BLOCK = 64  # 4-bit weights of OpenVINO that share a scale; activations are quantized in the same blocks
 NO_LIMIT = 10**6  # tokenizers without a limit claim a huge one
 
 TokenIds = Sequence[int]
@@ -102,7 +103,8 @@ def load_openvino(model_dir: Path, form: str, max_length: int, threads: int | No
     model decides alike on any machine."""
     import openvino
 
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT4_BLOCK}  # fmt: skip
     settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
     compiled = openvino.Core().compile_model(graph_path(model_dir, form), "CPU", settings)
     request, output = compiled.create_infer_request(), compiled.output(0)

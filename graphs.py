@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -19,13 +20,13 @@ from typing import Any
 import numpy as np
 
 import processor
-from engines import read_tokenizer
+from engines import INT4_BLOCK, read_tokenizer
 from weights import module_path
 
 OPSET = 17
 EXAMPLE_TEXTS = ["a", "a b c d e f g h"]  # of different lengths, so that the traced batch holds padding
 QUANTIZED_OPS = ("MatMul", "Gather", "Gemm")
-INT4_BLOCK = 128  # weights of ONNX that share a scale, which takes four bytes
+ONNX_INT4_BLOCK = 128  # weights of ONNX that share a scale, which takes four bytes
 CALIBRATION_BATCH = 8
 
 Writer = Callable[[Path, Path, "Calibration", Sequence[str]], None]  # (fp32 graph, out, texts, whole layers)
@@ -116,11 +117,11 @@ def onnx_static(source: Path, target: Path, calibration: Calibration, whole: Seq
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
-    with quiet():
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         quantize_static(
             source,
             target,
-            calibration,
+            calibration_cache_path=_write_ranges(source, calibration, Path(folder)),
             op_types_to_quantize=list(QUANTIZED_OPS),
             per_channel=True,
             reduce_range=not has_vnni(),
@@ -128,6 +129,18 @@ def onnx_static(source: Path, target: Path, calibration: Calibration, whole: Seq
             nodes_to_exclude=_onnx_nodes(source, whole),
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
+
+
+def _write_ranges(source: Path, calibration: Calibration, folder: Path) -> Path:
+    """The extremes of all activations on the texts, in a file: one at a time, measuring and quantizing take half the
+    memory that they take together. External data leaves the calibrator without a copy of the weights."""
+    from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
+
+    ranges = folder / "ranges.json"
+    calibrator = create_calibrator(source, QUANTIZED_OPS, str(folder / "augmented.onnx"), use_external_data_format=True)
+    calibrator.collect_data(calibration)
+    save_tensors_data(calibrator.compute_data(), ranges)
+    return ranges
 
 
 def onnx_int4(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
@@ -138,7 +151,7 @@ def onnx_int4(source: Path, target: Path, calibration: Calibration, whole: Seque
 
     axes = (("MatMul", 0), ("Gather", 1))
     with quiet():
-        scheme = DefaultWeightOnlyQuantConfig(INT4_BLOCK, is_symmetric=True, accuracy_level=4,
+        scheme = DefaultWeightOnlyQuantConfig(ONNX_INT4_BLOCK, is_symmetric=True, accuracy_level=4,
                                               op_types_to_quantize=("MatMul", "Gather"), quant_axes=axes)  # fmt: skip
         quantizer = MatMulNBitsQuantizer(onnx.load(source), nodes_to_exclude=_onnx_nodes(source, whole),
                                          algo_config=scheme)  # fmt: skip
@@ -148,14 +161,18 @@ def onnx_int4(source: Path, target: Path, calibration: Calibration, whole: Seque
 
 def openvino_int8(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
     """NNCF's post-training quantization for transformers: int8 weights and activations, embeddings and head too; the
-    activations' ranges are measured on the texts, one by one, so that padding has no say."""
+    activations' ranges are measured on the texts, one by one, so that padding has no say. Without SmoothQuant, which
+    holds a second copy of the weights, and moved the logits of small students more than it saved."""
     import nncf
     import openvino
 
     texts = nncf.Dataset(list(calibration.batched(1)))
+    not_smoothed = nncf.AdvancedSmoothQuantParameters(matmul=-1)
     with quiet():
         model = nncf.quantize(openvino.convert_model(source), texts, model_type=nncf.ModelType.TRANSFORMER,
-                              subset_size=len(calibration.texts), ignored_scope=_ignored(source, whole))  # fmt: skip
+                              subset_size=len(calibration.texts), ignored_scope=_ignored(source, whole),
+                              advanced_parameters=nncf.AdvancedQuantizationParameters(
+                                  smooth_quant_alphas=not_smoothed))  # fmt: skip
         _save_openvino(model, target)
 
 
@@ -168,7 +185,7 @@ def openvino_int4(source: Path, target: Path, calibration: Calibration, whole: S
     narrow = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
     with quiet():
         model = nncf.compress_weights(openvino.convert_model(source), mode=nncf.CompressWeightsMode.INT4_SYM,
-                                      all_layers=True, ratio=1.0, group_size=64, advanced_parameters=narrow,
+                                      all_layers=True, ratio=1.0, group_size=INT4_BLOCK, advanced_parameters=narrow,
                                       backup_mode=nncf.BackupMode.INT8_SYM,
                                       ignored_scope=_ignored(source, whole))  # fmt: skip
         _save_openvino(model, target)

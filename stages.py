@@ -86,7 +86,7 @@ STAGES = {
     "prune": Stage(prune, PruneOptions, "pruned", 4, reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
     "quantize": Stage(quantize, QuantizeOptions, "", 2),
-    "export": Stage(export, ExportOptions, ""),
+    "export": Stage(export, ExportOptions, "", 2),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
 SHAPES = ("start", "trim", "narrow")
@@ -95,7 +95,7 @@ REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
 EPOCHS = {"teacher": "teacher_epochs", "distill": "epochs", "plain": "epochs", "prune": "fine_tune_epochs"}
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
-EVALUATION = 3  # grows when the code of evaluation changes what it finds
+EVALUATION = 4  # grows when the code of evaluation changes what it finds
 
 
 def forms_of(stage: str, options: Options) -> dict[str, str]:
