@@ -107,9 +107,17 @@ def load_openvino(model_dir: Path, form: str, max_length: int, threads: int | No
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT4_BLOCK}  # fmt: skip
     settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
     compiled = openvino.Core().compile_model(graph_path(model_dir, form), "CPU", settings)
-    request, output = compiled.create_infer_request(), compiled.output(0)
+    request = compiled.create_infer_request()
     names = [graph_input.get_any_name() for graph_input in compiled.inputs]
-    return graph_engine(model_dir, max_length, names, lambda batch: request.infer(batch)[output].copy())
+
+    def run(batch: dict[str, np.ndarray]) -> np.ndarray:
+        inputs = [np.ascontiguousarray(batch[name]) for name in names]
+        for i, values in enumerate(inputs):  # by hand: `infer` looks at a dict for a tenth of a small model's time
+            request.set_input_tensor(i, openvino.Tensor(values, shared_memory=True))
+        request.infer(share_outputs=True)
+        return request.get_output_tensor(0).data.copy()
+
+    return graph_engine(model_dir, max_length, names, run)
 
 
 def graph_engine(
@@ -119,8 +127,8 @@ def graph_engine(
     tokenize, collate = read_tokenizer(model_dir, max_length)
 
     def forward(batch: dict[str, np.ndarray]) -> np.ndarray:
-        zeros = np.zeros_like(batch["input_ids"])
-        return run({name: batch.get(name, zeros) for name in names}).astype(np.float32)
+        inputs = {name: batch[name] if name in batch else np.zeros_like(batch["input_ids"]) for name in names}
+        return run(inputs).astype(np.float32, copy=False)
 
     return Engine(tokenize, collate, forward)
 
