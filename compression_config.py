@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,6 +27,10 @@ PIPELINES = {  # name -> the stages that follow the fine-tuned teacher
     "kd_prune_quant": ("distill", "prune", "quantize"),
 }
 MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0)}
+NOT_OF_AN_ABLATION = {
+    "pipeline": "an ablation runs the pipelines that stand after --run_ablation",
+    "experiment": "each pipeline of an ablation is an experiment with a name of its own",
+}
 CONVERTERS = {bool: {"true": True, "false": False}.__getitem__}
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -77,7 +81,8 @@ PLAIN_NAME = Rule(
 
 def knob(kind: type, default: Any, text: str, *, choices: tuple = (), rule: Rule | None = None, many: bool = False,
          auto: str = "", main: bool = False) -> Any:
-    """One option: its type, default, help, choices and range. `auto` says what an unset default becomes."""
+    """One option: its type, default, help, choices and range. `auto` says what an unset default becomes. One of `many`
+    choices may be given without a value and means them all."""
     return field(default=default, metadata={"kind": kind, "help": text, "choices": choices, "rule": rule,
                                             "many": many, "auto": auto, "main": main})  # fmt: skip
 
@@ -264,6 +269,9 @@ class PipelineOptions:
     """What runs, and how often."""
 
     pipeline: str = knob(str, "kd_prune_quant", "stages to run after the teacher", choices=tuple(PIPELINES), main=True)
+    run_ablation: tuple[str, ...] | None = knob(
+        str, None, "run several pipelines over shared stages, and print one table over them; without names, all eight",
+        choices=tuple(PIPELINES), many=True, auto="--pipeline alone")  # fmt: skip
     seeds: tuple[int, ...] | None = knob(int, None, "repeat everything, split included, with each seed; a mean row",
                                          rule=SEED, many=True, auto="--seed alone")  # fmt: skip
     kd_baseline: bool = knob(bool, False, "also train the same student without a teacher, for comparison")
@@ -342,7 +350,7 @@ def build_parser() -> argparse.ArgumentParser:
         shown = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else meta["kind"].__name__.upper()
         help_text = f"{meta['help']} (default: {default_text(knob_field)})".replace("%", "%%")
         takes = ({"action": "store_const", "const": "true"} if meta["kind"] is bool
-                 else {"metavar": shown, "nargs": "+" if meta["many"] else None})  # fmt: skip
+                 else {"metavar": shown, "nargs": ("*" if meta["choices"] else "+") if meta["many"] else None})
         groups[title].add_argument(f"--{name}", default=argparse.SUPPRESS, help=help_text, **takes)
     parser.error = lambda message: (_ for _ in ()).throw(UserError(message))
     return parser
@@ -369,8 +377,10 @@ def convert_all(given: dict[str, str | list[str]], errors: list[str]) -> dict[st
     values = {}
     for name, text in given.items():
         try:
-            many = isinstance(text, list)
-            values[name] = tuple(convert(name, part) for part in text) if many else convert(name, text)
+            if isinstance(text, list):
+                values[name] = tuple(convert(name, part) for part in text) or knobs()[name][1].metadata["choices"]
+            else:
+                values[name] = convert(name, text)
         except UserError as error:
             errors += error.lines
     return values
@@ -442,40 +452,69 @@ def combination_errors(options: Options) -> list[str]:
     if options.num_folds and options.validation_fraction + 1 / options.num_folds >= 1:
         errors.append(f"--num_folds is {options.num_folds} with --validation_fraction {options.validation_fraction:g}, "
                       "but must leave training rows")  # fmt: skip
-    more = "--unlabeled_path" if options.unlabeled_path else "--augment" if options.augment else ""
-    if more and (more == "--augment" or options.trim_vocab == "none") and not {"distill", "prune"} & set(stages):
-        errors.append(f"{more} is given, but --pipeline {options.pipeline} trains nothing on the teacher's outputs")
+    more = more_texts(options)
     if more and not options.kd_alpha and options.kd_method == "logit":
-        errors.append(f"{more} is given with --kd_alpha 0, but without labels only the teacher can teach")
+        errors.append(f"--{more[0]} is given with --kd_alpha 0, but without labels only the teacher can teach")
     if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in stages:
         errors.append(f"--trim_vocab is given with --kd_method {options.kd_method}, which compares token by token, but "
                       "the trimmed student numbers its tokens otherwise than the teacher; use logit")  # fmt: skip
-    recovers = "prune" in stages and options.fine_tune_epochs
-    if options.ffn_width and not recovers and "distill" not in stages:
-        errors.append(f"--ffn_width is given, but --pipeline {options.pipeline} trains nothing afterwards that would "
-                      "make it good")  # fmt: skip
     if "prune" in stages and options.prune_scope != "row" and options.prune_method == "wanda":
         errors.append(f"--prune_scope is {options.prune_scope} with --prune_method wanda, but Wanda compares weights "
                       "within rows alone")  # fmt: skip
     if "prune" in stages and options.prune_schedule == "cubic" and not options.fine_tune_epochs:
         errors.append("--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes while recovery trains")
-    if options.kd_baseline and "distill" not in stages:
-        errors.append(f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student")
-    return errors + gate_errors(options)
-
-
-def gate_errors(options: Options) -> list[str]:
-    """Why the quality gate has nothing to look at."""
-    stages, errors = PIPELINES[options.pipeline], []
-    quantizes = options.export != "none" or ("quantize" in stages and options.quant_method != "fp16")
     if options.quant_auto and options.max_f1_drop is None:
         errors.append("--quant_auto is given, but needs --max_f1_drop, such as 0.01, to know what is good enough")
-    if options.quant_auto and not quantizes:
-        errors.append("--quant_auto is given, but nothing is quantized layer by layer; give --export, or a pipeline "
-                      "with --quant_method dynamic, static or int4")  # fmt: skip
-    if options.max_f1_drop is not None and options.export == "none" and "quantize" not in stages:
-        errors.append(f"--max_f1_drop is given, but --pipeline {options.pipeline} makes no form in fewer bits; give "
-                      "--export too")  # fmt: skip
+    return errors + list(dict.fromkeys(idle_options(options).values()))
+
+
+def more_texts(options: Options) -> list[str]:
+    """The options that are given and add texts without labels."""
+    return [name for name in ("unlabeled_path", "augment") if getattr(options, name)]
+
+
+def idle_options(options: Options) -> dict[str, str]:
+    """The options that are given and of no use to the pipeline, and why."""
+    stages, more, idle = PIPELINES[options.pipeline], more_texts(options), {}
+    distils, quantizes = "distill" in stages, "quantize" in stages
+    if more and not (distils or "prune" in stages) and (more == ["augment"] or options.trim_vocab == "none"):
+        idle |= dict.fromkeys(more, f"--{more[0]} is given, but --pipeline {options.pipeline} trains nothing on the "
+                                    "teacher's outputs")  # fmt: skip
+    if options.ffn_width and not distils and not ("prune" in stages and options.fine_tune_epochs):
+        idle["ffn_width"] = (f"--ffn_width is given, but --pipeline {options.pipeline} trains nothing afterwards that "
+                             "would make it good")  # fmt: skip
+    if options.kd_baseline and not distils:
+        idle["kd_baseline"] = f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student"
+    if options.quant_auto and options.export == "none" and not (quantizes and options.quant_method != "fp16"):
+        idle["quant_auto"] = ("--quant_auto is given, but nothing is quantized layer by layer; give --export, or a "
+                              "pipeline with --quant_method dynamic, static or int4")  # fmt: skip
+    if options.max_f1_drop is not None and options.export == "none" and not quantizes:
+        idle["max_f1_drop"] = (f"--max_f1_drop is given, but --pipeline {options.pipeline} makes no form in fewer "
+                               "bits; give --export too")  # fmt: skip
+    return idle
+
+
+def runs_of(options: Options) -> list[Options]:
+    """The options of every run: one of each pipeline of an ablation, without those that are of use only to others of
+    its pipelines; else the options as they are."""
+    if options.run_ablation is None:
+        return [options]
+    runs = [replace(options, pipeline=name, run_ablation=None) for name in options.run_ablation]
+    idle = [set(idle_options(one)) for one in runs]
+    of_no_use, unset = set.intersection(*idle), asdict(Options())
+    return [replace(one, **{name: unset[name] for name in found - of_no_use})
+            for one, found in zip(runs, idle, strict=True)]  # fmt: skip
+
+
+def ablation_errors(options: Options, given: Iterable[str]) -> list[str]:
+    """Why the pipelines of an ablation cannot be run together."""
+    names = options.run_ablation
+    if names is None:
+        return []
+    errors = [f"--run_ablation and --{name} are given, but {why}" for name, why in NOT_OF_AN_ABLATION.items()
+              if name in given]  # fmt: skip
+    if len(set(names)) < len(names):
+        errors.append(f"--run_ablation is {' '.join(names)}, but each pipeline must be given once")
     return errors
 
 
@@ -508,8 +547,12 @@ def parse_options(argv: list[str] | None = None) -> Options:
             entries = config_entries(given.config)
         except UserError as error:
             errors += error.lines
-    options = Options(**convert_all(entries | vars(given), errors))
-    errors += combination_errors(options) + path_errors(options)
+    if "run_ablation" in given:
+        entries.pop("pipeline", None)  # the command line wins over the file
+    entries |= vars(given)
+    options = Options(**convert_all(entries, errors))
+    lines = [line for one in runs_of(options) for line in combination_errors(one)]
+    errors += ablation_errors(options, entries) + list(dict.fromkeys(lines)) + path_errors(options)
     if errors:
         raise UserError(*errors)
     return options

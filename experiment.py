@@ -58,7 +58,7 @@ from evaluation import Form, fresh_process
 from labelled import Labelled, read_labelled
 from losses import KD_LOSSES
 from ranks import is_first, join, process_count, told_by_first
-from stages import Chain
+from stages import Chain, add_times
 from structure import feed_forward, width_asked
 from threshold import check_tunable
 from training import check_finished_teacher, resolve_device, resolve_precision
@@ -208,15 +208,22 @@ def mean_rows(rows: list[dict[str, Any]], test_share: float) -> list[dict[str, A
     return means
 
 
-def checked(options: Options) -> Labelled:
-    """The labelled file; refuses, all at once, what would fail after hours of training."""
-    stages = PIPELINES[options.pipeline]
+def learner(runs: list[Options]) -> Options:
+    """The first run that distils, else the first."""
+    return max(runs, key=lambda one: "distill" in PIPELINES[one.pipeline])
+
+
+def checked(runs: list[Options]) -> Labelled:
+    """The labelled file of runs that differ in their pipelines; refuses, all at once, what would fail after hours of
+    training."""
+    options, stages = learner(runs), {stage for one in runs for stage in PIPELINES[one.pipeline]}
+    shaped = {("distill" in PIPELINES[one.pipeline], one.ffn_width): one for one in runs}
     checks = [lambda: check_processes(options),
               lambda: check_start(options.teacher_path, "--teacher_path", options.max_length),
               lambda: resolve_precision(options.precision, resolve_device(options.device))]  # fmt: skip
     if "distill" in stages:
         checks.append(lambda: check_student(options))
-    checks.append(lambda: check_structure(options))
+    checks += [lambda one=one: check_structure(one) for one in shaped.values()]
     if "quantize" in stages:
         checks.append(lambda: check_installed("--quant_method", options.quant_method,
                                               quantization.REQUIREMENTS[options.quant_method]))  # fmt: skip
@@ -254,26 +261,53 @@ def repeats(options: Options) -> list[tuple[str, Options, int | None]]:
 
 
 @contextmanager
-def open_experiment(options: Options) -> Iterator["Experiment"]:
-    """Check everything, read the data, and give the experiment; its measuring process ends with the block."""
-    if options.student_path is None:
-        options = replace(options, student_path="teacher:2")
-    elif "distill" not in PIPELINES[options.pipeline]:
-        log.warning("--student_path %s is not used: %s has no distillation", options.student_path, options.pipeline)
-    labelled = checked(options)
+def open_experiments(runs: list[Options]) -> Iterator[list["Experiment"]]:
+    """Check everything, read the data, and give an experiment for each run; they differ in their pipelines alone. The
+    measuring process ends with the block."""
+    first = learner(runs)
+    if first.student_path is None:
+        runs = [replace(one, student_path="teacher:2") for one in runs]
+    elif "distill" not in PIPELINES[first.pipeline]:
+        log.warning("--student_path %s is not used: %s has no distillation", first.student_path,
+                    " or ".join(one.pipeline for one in runs))  # fmt: skip
+    labelled = checked(runs)
     columns = {"text_column": labelled.text, "label_columns": labelled.label_columns}
-    options = resolve(options, columns)
-    join(options.device)
-    experiment = Experiment(options, labelled)
+    runs = [resolve(one, columns) for one in runs]
+    join(runs[0].device)
+    experiments = made_of(labelled, runs)
+    chains = [chain for experiment in experiments for chain in experiment.chains]
     with ExitStack() as stack:
-        told_by_first(lambda: stack.enter_context(sole_user(experiment.directory)))
+        told_by_first(lambda: [stack.enter_context(sole_user(experiment.directory)) for experiment in experiments])
         elsewhere = stack.enter_context(fresh_process())
-        for chain in experiment.chains:
+        for chain in chains:
             chain.elsewhere = elsewhere
-        told_by_first(experiment.open)
-        yield experiment
-        for chain in experiment.chains if is_first() else ():
+        told_by_first(lambda: [experiment.open() for experiment in experiments])
+        experiments[0].tell_audit()
+        yield experiments
+        for chain in chains if is_first() else ():
             drop_partial(chain.directory)
+
+
+def made_of(labelled: Labelled, runs: list[Options]) -> list["Experiment"]:
+    """An experiment for each run; the file is split and audited once."""
+    kept = usable(labelled)
+    splits = [split_rows(kept, narrow(one, DataOptions), fold) for _, one, fold in repeats(runs[0])]
+    found = audit(labelled, splits[0], tokenizers(learner(runs), labelled), runs[0].max_length)
+    splits = [with_sides(one, found["order_drift"]) for one in splits]
+    return [Experiment(one, labelled, splits, found) for one in runs]
+
+
+def finish(experiments: list["Experiment"]) -> list[list[dict[str, Any]]]:
+    """The rows of each experiment, all timed in one benchmark; ships every final model, and says in words what must
+    not be missed. Times are those of the first repeat: the others have the same shapes, or nearly (where a vocabulary
+    is trimmed to other texts)."""
+    add_times([experiment.chains[0] for experiment in experiments])
+    results = [experiment.results() for experiment in experiments]
+    for line in dict.fromkeys(line for rows in results for line in report.verdicts(rows)):
+        log.warning("note: %s", line)
+    for experiment, rows in zip(experiments, results, strict=True):
+        experiment.ship(rows)
+    return results
 
 
 def link_forms(forms: list[Form], target: Path) -> None:
@@ -292,22 +326,18 @@ def link_forms(forms: list[Form], target: Path) -> None:
 class Experiment:
     """The folders `models/<name>/` and `compressed_models/<name>/`, and a chain of stages for every repeat."""
 
-    def __init__(self, options: Options, labelled: Labelled):
-        self.labelled, self.task = labelled, labelled.task
-        kept = usable(labelled)
-        parts = [(name, one, split_rows(kept, narrow(one, DataOptions), fold)) for name, one, fold in repeats(options)]
-        self.audit = audit(labelled, parts[0][2], tokenizers(options, labelled), options.max_length)
-        self.options = replace(options, experiment=options.experiment or self.default_name(options, parts))
+    def __init__(self, options: Options, labelled: Labelled, splits: list[DatasetDict], found: dict[str, Any]):
+        self.labelled, self.task, self.audit = labelled, labelled.task, found
+        self.options = replace(options, experiment=options.experiment or self.default_name(options, splits))
         models = Path(options.output_dir) / "models"
         self.directory = models / self.options.experiment
         self.artifact = Path(options.output_dir) / "compressed_models" / self.options.experiment
-        self.chains = [Chain(name, self.directory / name.replace(" ", "_"), models, one,
-                             with_sides(splits, self.audit["order_drift"]), self.task)
-                       for name, one, splits in parts]  # fmt: skip
+        self.chains = [Chain(name, self.directory / name.replace(" ", "_"), models, one, rows, self.task)
+                       for (name, one, _), rows in zip(repeats(options), splits, strict=True)]  # fmt: skip
 
-    def default_name(self, options: Options, parts: list) -> str:
+    def default_name(self, options: Options, splits: list[DatasetDict]) -> str:
         """Pipeline, data set and six digits of what determines the run."""
-        rows = [rows_digest(split) for _, _, splits in parts for split in splits.values()]
+        rows = [rows_digest(split) for one in splits for split in one.values()]
         files = [file_digest(Path(path)) for path in (options.unlabeled_path,) if path]
         run = [reproducible(options), rows, self.task.labels, source_digest(options.teacher_path), files]
         return f"{options.pipeline}_{Path(options.dataset_path).name.split('.')[0]}_{digest(run)[:6]}"
@@ -323,22 +353,26 @@ class Experiment:
             chain.write_splits()
         write_config_file(kept, ours)
         write_json(self.directory / "audit.json", self.audit)
+
+    def tell_audit(self) -> None:
+        """Log what was read and found, unless it is what the run prints."""
         if not self.options.audit:
             log.info("%s: text %r, %s %s\n%s", self.options.dataset_path, self.labelled.text,
                      "labels" if self.task.multi_label else "classes", "/".join(self.task.labels),
                      audit_table(self.audit))  # fmt: skip
 
+    def run(self) -> None:
+        """Every stage of every repeat."""
+        log.info("experiment %s", self.options.experiment)
+        for chain in self.chains:
+            chain.run()
+
     def results(self) -> list[dict[str, Any]]:
-        """All rows, the linear reference first, with ratios and times, and the mean of repeats; says in words what
-        must not be missed. Times are those of the first repeat: the others have the same shapes, or nearly (where a
-        vocabulary is trimmed to other texts)."""
-        self.chains[0].add_times()
+        """All rows, the linear reference first, with ratios and the mean of repeats."""
         rows = [row for chain in self.chains for row in chain.finished_rows()]
         if len(self.chains) > 1:
             splits = self.chains[0].splits
             rows += mean_rows(rows, len(splits["test"]) / len(splits["train"]))
-        for line in report.verdicts(rows):
-            log.warning("note: %s", line)
         return rows
 
     @property

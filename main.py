@@ -5,7 +5,7 @@
 
 import sys
 
-from compression_config import UserError, check_versions, parse_options
+from compression_config import UserError, check_versions, parse_options, runs_of
 from console import is_disk_full, start_process
 from ranks import is_first
 
@@ -17,24 +17,24 @@ def main(argv: list[str] | None = None) -> int:
         check_versions()
         start_process()
 
+        from ablation import ship_ablation, stopped_forms
         from audit import audit_table
-        from experiment import open_experiment
-        from report import stopped_forms, table
+        from experiment import finish, open_experiments
+        from report import table
 
-        with open_experiment(options) as experiment:
+        with open_experiments(runs_of(options)) as experiments:
             if options.audit:
                 if is_first():
-                    print(audit_table(experiment.audit))
+                    print(audit_table(experiments[0].audit))
                 return 0
-            for chain in experiment.chains:
-                chain.run()
-            if is_first():
-                rows = experiment.results()
-                experiment.ship(rows)
-        if not is_first():
-            return 0
+            for experiment in experiments:
+                experiment.run()
+            if not is_first():
+                return 0
+            results = finish(experiments)
+            rows = ship_ablation(experiments, results) if options.run_ablation else results[0]
         print(table(rows))
-        stopped = stopped_forms(experiment.shipped_rows, options.max_f1_drop)
+        stopped = stopped_forms(experiments)
         print(*(f"main.py: {line}\n" for line in stopped), sep="", end="", file=sys.stderr)
         return 3 if stopped else 0
     except UserError as error:

@@ -9,12 +9,13 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from compression_config import UserError
 
-RESULTS = "results_final.json"
+RESULTS, ABLATION = "results_final", "results_ablation"  # names of files: of a run's rows, of several pipelines'
 
 
 def number(metric: str, text: str) -> Callable[[dict[str, Any]], str]:
@@ -49,6 +50,14 @@ TABLE: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 )
 
 
+def form_text(row: dict[str, Any]) -> str:
+    """A pipeline's final form, and whether the quality gate keeps it back."""
+    return row["stage"] + (" (kept back)" if row.get("shipped") is False else "")
+
+
+OF_PIPELINES = (("Pipeline", number("pipeline", "{}")), ("Form", form_text), *TABLE[1:])
+
+
 def plain(value: Any) -> Any:
     """The value as JSON knows it: a path as text, not-a-number as None."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -62,8 +71,9 @@ def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Headings and headline rows as text."""
-    return [[heading for heading, _ in TABLE], *([cell(row) for _, cell in TABLE] for row in headline(rows))]
+    """Headings and headline rows as text; those of an ablation begin with the pipeline."""
+    columns = OF_PIPELINES if "pipeline" in rows[0] else TABLE
+    return [[heading for heading, _ in columns], *([cell(row) for _, cell in columns] for row in headline(rows))]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -83,7 +93,7 @@ def aligned(lines: list[list[str]]) -> str:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The headline rows as a Markdown table."""
     head, *lines = cells(rows)
-    marks = ["---"] + ["--:"] * (len(TABLE) - 1)
+    marks = ["---"] + ["--:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *lines])
 
 
@@ -92,23 +102,25 @@ def latex(rows: list[dict[str, Any]]) -> str:
     head, *lines = [[cell.replace("+-", "$\\pm$").replace("_", "\\_").replace("%", "\\%") for cell in line]
                     for line in cells(rows)]  # fmt: skip
     body = [f"{' & '.join(line)} \\\\" for line in lines]
-    return "\n".join([f"\\begin{{tabular}}{{l{'r' * (len(TABLE) - 1)}}}", "\\toprule", f"{' & '.join(head)} \\\\",
+    return "\n".join([f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule", f"{' & '.join(head)} \\\\",
                       "\\midrule", *body, "\\bottomrule", "\\end{tabular}"])  # fmt: skip
 
 
 FORMATS = {"text": table, "markdown": markdown, "latex": latex}
 
 
-def write_results(directory: Path, rows: list[dict[str, Any]], options: dict[str, Any], about: dict[str, Any]) -> None:
+def write_results(
+    directory: Path, rows: list[dict[str, Any]], options: dict[str, Any], about: dict[str, Any], name: str = RESULTS
+) -> None:  # fmt: skip
     """`results_final.json` (options once) and `results_final.csv` (options in every row, prefixed `config.`;
-    confusion matrices are in the JSON alone)."""
+    confusion matrices are in the JSON alone), or files of another name."""
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
     document = about | {"config": options, "rows": rows}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / RESULTS).write_text(text, encoding="utf-8")
+    (directory / f"{name}.json").write_text(text, encoding="utf-8")
     config = {f"config.{name}": " ".join(map(str, value)) if isinstance(value, list) else value
               for name, value in options.items()}  # fmt: skip
-    with (directory / "results_final.csv").open("w", newline="", encoding="utf-8") as file:
+    with (directory / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         metrics = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
         writer = csv.DictWriter(file, fieldnames=[*metrics, *config], extrasaction="ignore")
         writer.writeheader()
@@ -166,11 +178,11 @@ def stopped_forms(rows: list[dict[str, Any]], limit: float | None) -> list[str]:
 
 
 def read_rows(directory: str) -> list[dict[str, Any]]:
-    """The rows that a run wrote into its folder; UserError where there are none."""
-    try:
-        return json.loads((Path(directory) / RESULTS).read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{directory} holds no {RESULTS} of a run") from None
+    """The rows that a run or an ablation wrote into its folder; UserError where there are none."""
+    for path in (Path(directory) / f"{name}.json" for name in (RESULTS, ABLATION)):
+        with suppress(OSError, ValueError, KeyError):
+            return json.loads(path.read_text(encoding="utf-8"))["rows"]
+    raise UserError(f"{directory} holds no {RESULTS}.json of a run and no {ABLATION}.json of an ablation")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -329,12 +329,15 @@ class Chain:
         """The rows of what is made of the last full-precision model."""
         return [row for leaf in leaves_of(self.options) for row in forms_of(leaf, self.options)]
 
-    def shipped(self) -> list[Form]:
-        """The forms that the artifact holds: every graph that was asked for and the quantized model, or where there is
-        none the last full-precision one; without those that the gate stops."""
+    def final_forms(self) -> list[Form]:
+        """Every graph that was asked for and the quantized model, or where there is none the last full-precision
+        one."""
         whole = [] if "quantize" in leaves_of(self.options) else [self.parent_of("export")]
-        wanted = [*whole, *self.leaf_rows]
-        return [form for form in self.forms if form.name in wanted and self.rows[form.name].get("shipped", True)]
+        return [form for form in self.forms if form.name in (*whole, *self.leaf_rows)]
+
+    def shipped(self) -> list[Form]:
+        """The forms that the artifact holds: the final ones, without those that the gate stops."""
+        return [form for form in self.final_forms() if self.rows[form.name].get("shipped", True)]
 
     def evaluated(self, form: Form, record: dict[str, Any]) -> dict[str, Any]:
         """Quality and size of a form, measured in the other process unless an equal measurement is kept."""
@@ -362,18 +365,28 @@ class Chain:
         return [row | repeat | {"compression_ratio": teacher_bytes / row["bytes"],
                                 "packed_ratio": teacher_packed / row["packed_bytes"]} for row in ordered]  # fmt: skip
 
-    def add_times(self) -> None:
-        """Time every form in turn; the fp32 teacher is timed in each engine that a row uses, as its baseline."""
-        baselines, timed = {"torch": "teacher"}, list(self.forms)
-        copy = partial_of(self.directory / "teacher", "graphs")
-        if graphs := {form.engine for form in self.forms} & {"onnx", "openvino"}:
-            shutil.rmtree(copy, ignore_errors=True)
-            link_tree(self.directory / "teacher", copy)
-            write_graphs(copy)
-        for engine in sorted(graphs):
-            baselines[engine] = f"teacher in {engine}"
-            timed.append(Form(baselines[engine], copy, GRAPHS[engine].form))
-        times = benchmark.measure(timed, self.splits["test"][:]["text"], self.options.max_length, self.options.device,
-                                  self.options.seed)  # fmt: skip
-        benchmark.add_speedups(self.rows, times, baselines, {form.name: form.engine for form in self.forms})
+
+def identity(form: Form) -> tuple[str, str]:
+    """What a form is, wherever it lies: the fingerprint of its stage, and what is served of it."""
+    return read_record(form.path)["fingerprint"], form.served
+
+
+def add_times(chains: list[Chain]) -> None:
+    """Time every form of chains over one teacher in turn, equal forms once; the fp32 teacher is timed in each engine
+    that a row uses, as its baseline."""
+    first, forms = chains[0], {identity(form): form for chain in chains for form in chain.forms}
+    timed = {one: replace(form, name=f"{form.name} {i}") for i, (one, form) in enumerate(forms.items())}
+    baselines, copy = {"torch": "teacher"}, partial_of(first.directory / "teacher", "graphs")
+    if graphs := {form.engine for form in forms.values()} & {"onnx", "openvino"}:
+        shutil.rmtree(copy, ignore_errors=True)
+        link_tree(first.directory / "teacher", copy)
+        write_graphs(copy)
+    for engine in sorted(graphs):
+        baselines[engine] = f"teacher in {engine}"
+        timed["teacher", engine] = Form(baselines[engine], copy, GRAPHS[engine].form)
+    times = benchmark.measure(list(timed.values()), first.splits["test"][:]["text"], first.options.max_length,
+                              first.options.device, first.options.seed)  # fmt: skip
+    for chain in chains:
+        own = {form.name: times[timed[identity(form)].name] for form in chain.forms}
+        benchmark.add_speedups(chain.rows, times | own, baselines, {form.name: form.engine for form in chain.forms})
 

@@ -47,9 +47,9 @@ def write_bfloat16(teacher: Path, out: Path) -> None:
 
 def run(argv: list[str]) -> Any:
     """The finished chain of one run, without times."""
-    from experiment import open_experiment
+    from experiment import open_experiments
 
-    with open_experiment(parse_options(argv)) as experiment:
+    with open_experiments([parse_options(argv)]) as (experiment,):
         (chain,) = experiment.chains
         chain.run()
         for row in chain.rows.values():

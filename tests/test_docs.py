@@ -134,7 +134,7 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
             assert capsys.readouterr().out.startswith("usage: main.py")
         else:
             code, printed = run_main(tiny(argv, stand_ins, output)), capsys.readouterr()
-            shown = "rows" if "--audit" in argv else "Stage"
+            shown = "rows" if "--audit" in argv else "Pipeline" if "--run_ablation" in argv else "Stage"
             assert code == 0 and printed.out.startswith(shown), f"{line}\n{printed.err[-2000:]}"
         ran.add(line)
 

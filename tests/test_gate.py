@@ -45,10 +45,14 @@ def fragile(tmp_path_factory):
     return folder
 
 
-def command(fragile, *more: str) -> list[str]:
+def gated(fragile, *more: str) -> list[str]:
     return ["--dataset_path", str(fragile / "own.csv"), "--teacher_path", str(fragile / "model"),
-            "--teacher_epochs", "0", "--pipeline", "quant_only", "--quant_method", "dynamic", "--export", "onnx",
-            "--max_f1_drop", "0.03", "--max_length", str(MAX_LENGTH), "--output_dir", str(fragile), *more]  # fmt: skip
+            "--teacher_epochs", "0", "--quant_method", "dynamic", "--max_f1_drop", "0.03",
+            "--max_length", str(MAX_LENGTH), "--output_dir", str(fragile), *more]  # fmt: skip
+
+
+def command(fragile, *more: str) -> list[str]:
+    return gated(fragile, "--pipeline", "quant_only", "--export", "onnx", *more)
 
 
 def test_a_form_that_collapses_is_not_shipped_and_the_results_tell(fragile, run_main, capsys):
@@ -88,6 +92,16 @@ def test_quant_auto_leaves_the_layer_at_fault_whole_and_ships(fragile, run_main)
         assert rows[name]["bytes"] < rows["teacher"]["bytes"]
     kept = fragile / "compressed_models" / "rescued"
     assert (kept / "model.safetensors").exists() and (kept / "onnx" / "model_quantized.onnx").exists()
+
+
+def test_a_pipeline_that_the_gate_stops_does_not_stop_the_next(fragile, run_main, capsys):
+    assert run_main(gated(fragile, "--run_ablation", "quant_only", "baseline")) == 3
+    printed = capsys.readouterr()
+    said = [line for line in printed.err.splitlines() if line.startswith("main.py: ")]
+    assert said[0].startswith("main.py: quant_only: dynamic is not shipped: it loses ")
+    assert "dynamic (kept back)" in printed.out and printed.out.splitlines()[-1].startswith("baseline")
+    (kept,) = (fragile / "compressed_models").glob("baseline_own_*")
+    assert (kept / "model.safetensors").exists()
 
 
 def test_the_layer_at_fault_is_the_most_sensitive_one(fragile):

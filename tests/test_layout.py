@@ -16,7 +16,7 @@ LEVELS = {
     "audit": 4, "evaluation": 4, "graphs": 4,
     "training": 5, "benchmark": 5, "gate": 5, "inference": 5,
     "structure": 6, "distillation": 6, "pruning": 6, "quantization": 6, "threshold": 6, "export": 6,
-    "stages": 7, "experiment": 8, "main": 9,
+    "stages": 7, "experiment": 8, "ablation": 9, "main": 10,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 

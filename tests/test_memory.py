@@ -49,7 +49,7 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "prune_layers": AFTER_TRAINING, "fine_tune_epochs": AFTER_TRAINING,
     "calibration_samples": {"narrow"} | AFTER_SHAPE, "quant_method": {"quantize"}, "export": {"export"},
     "max_f1_drop": set(LEAVES), "quant_auto": set(LEAVES), "augment": ALL - {"teacher"},
-    "pipeline": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
+    "pipeline": set(), "run_ablation": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
     "tune_threshold": set(), "group_column": ALL, "num_folds": ALL, "validation_path": ALL, "test_path": ALL,
     "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(),
 }  # fmt: skip

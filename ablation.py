@@ -1,0 +1,59 @@
+"""Several pipelines in one table: the final forms of experiments that share their stages and one benchmark.
+
+What the pipelines are compared with stands above them, as the pipeline `reference`.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import report
+from artifacts import digest, versions, whole_or_absent
+from benchmark import machine
+from compression_config import as_record
+from experiment import Experiment
+from stages import REFERENCES
+
+log = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+
+
+def ablation_rows(experiments: list[Experiment], results: list[Rows]) -> Rows:
+    """The rows of every pipeline's final forms as its experiment has them, with `pipeline` and `experiment`; first, as
+    pipeline `reference`, the references and the teacher, where no pipeline ends in it."""
+    finals, references = [], {}
+    for experiment, rows in zip(experiments, results, strict=True):
+        about = {"pipeline": experiment.options.pipeline, "experiment": experiment.options.experiment}
+        ends = {form.name for form in experiment.chains[0].final_forms()}
+        finals += [about | row for row in rows if row["stage"] in ends]
+        for row in rows:
+            if row["stage"] in (*REFERENCES, "teacher"):
+                references.setdefault((row["stage"], row.get("repeat")), about | {"pipeline": "reference"} | row)
+    ends = {row["stage"] for row in finals}
+    return [row for row in references.values() if row["stage"] not in ends] + finals
+
+
+def common_options(experiments: list[Experiment]) -> dict[str, Any]:
+    """The options that all experiments have in common."""
+    first, *others = [as_record(experiment.options) for experiment in experiments]
+    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+
+
+def ship_ablation(experiments: list[Experiment], results: list[Rows]) -> Rows:
+    """Write the rows of all pipelines into `compressed_models/ablation_<data set>_<six digits>/`; the rows."""
+    names, rows = [one.options.experiment for one in experiments], ablation_rows(experiments, results)
+    dataset = Path(experiments[0].options.dataset_path).name.split(".")[0]
+    directory = experiments[0].artifact.with_name(f"ablation_{dataset}_{digest(names)[:6]}")
+    about = {"ablation": directory.name, "experiments": names, "machine": machine(), "versions": versions()}
+    with whole_or_absent(directory, "new") as partial:
+        report.write_results(partial, rows, common_options(experiments), about, report.ABLATION)
+    log.info("the table of all pipelines is in %s", directory)
+    return rows
+
+
+def stopped_forms(experiments: list[Experiment]) -> list[str]:
+    """A line for each form that the quality gate does not let through; it names the pipeline where there are
+    several."""
+    return [f"{one.options.pipeline}: {line}" if len(experiments) > 1 else line for one in experiments
+            for line in report.stopped_forms(one.shipped_rows, one.options.max_f1_drop)]  # fmt: skip
