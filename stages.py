@@ -7,7 +7,7 @@ times from one interleaved benchmark at the end.
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +138,12 @@ def gated(row: dict[str, Any], parent: dict[str, Any], limit: float) -> dict[str
     """What a form loses of its parent's macro-F1 on validation, and whether that is little enough to ship it."""
     drop = parent["validation_macro_f1"] - row["validation_macro_f1"]
     return {"validation_drop": drop, "shipped": drop <= limit + 1e-9}
+
+
+def find_evaluation(places: Iterable[Path], key: str) -> Path | None:
+    """The first of these files that holds the evaluation with this key and has its predictions beside it."""
+    return next((path for path in places if path.is_file() and path.with_suffix(".parquet").is_file()
+                 and json.loads(path.read_text())["key"] == key), None)  # fmt: skip
 
 
 class Chain:
@@ -340,20 +346,27 @@ class Chain:
         return [form for form in self.final_forms() if self.rows[form.name].get("shipped", True)]
 
     def evaluated(self, form: Form, record: dict[str, Any]) -> dict[str, Any]:
-        """Quality and size of a form, measured in the other process unless an equal measurement is kept."""
+        """Quality and size of a form, measured in the other process unless an equal measurement is kept, here or in
+        another experiment."""
         predictions = self.directory / "predictions"
         predictions.mkdir(exist_ok=True)
         teacher_path, out_path = predictions / "teacher.parquet", predictions / f"{form.name}.parquet"
         kept, compute = predictions / f"{form.name}.json", narrow(self.options, ComputeOptions)
-        teacher = read_record(self.directory / "teacher")["fingerprint"]
+        models = [record, read_record(self.directory / "teacher")]
         gate = self.options.max_f1_drop is not None
         validation = self.directory / "splits" / "validation.parquet" if gate else None
-        key = digest([record["fingerprint"], teacher, self.test_digest, form.served, as_record(compute), gate,
-                      EVALUATION])  # fmt: skip
-        if kept.is_file() and out_path.is_file() and (row := json.loads(kept.read_text()))["key"] == key:
-            return row["metrics"]
-        test = self.directory / "splits" / "test.parquet"
-        metrics = self.elsewhere(evaluate, form, test, self.task, compute, teacher_path, out_path, validation)
+        key = digest([[[one["fingerprint"], one["files"]] for one in models], self.test_digest, form.served,
+                      as_record(compute), gate, EVALUATION])  # fmt: skip
+        found = find_evaluation((kept, *sorted(self.models.rglob(f"predictions/{form.name}.json"))), key)
+        if found == kept:
+            return json.loads(kept.read_text())["metrics"]
+        kept.unlink(missing_ok=True)
+        if found:
+            shutil.copy2(found.with_suffix(".parquet"), out_path)
+            metrics = json.loads(found.read_text())["metrics"]
+        else:
+            test = self.directory / "splits" / "test.parquet"
+            metrics = self.elsewhere(evaluate, form, test, self.task, compute, teacher_path, out_path, validation)
         write_json(kept, {"key": key, "metrics": metrics})
         return metrics
 
