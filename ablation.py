@@ -52,7 +52,7 @@ def ship_ablation(experiments: list[Experiment], results: list[Rows]) -> Rows:
     return rows
 
 
-def stopped_forms(experiments: list[Experiment]) -> list[str]:
+def stopped_lines(experiments: list[Experiment]) -> list[str]:
     """A line for each form that the quality gate does not let through; it names the pipeline where there are
     several."""
     return [f"{one.options.pipeline}: {line}" if len(experiments) > 1 else line for one in experiments

@@ -274,7 +274,7 @@ def open_experiments(runs: list[Options]) -> Iterator[list["Experiment"]]:
     columns = {"text_column": labelled.text, "label_columns": labelled.label_columns}
     runs = [resolve(one, columns) for one in runs]
     join(runs[0].device)
-    experiments = made_of(labelled, runs)
+    experiments = experiments_of(labelled, runs)
     chains = [chain for experiment in experiments for chain in experiment.chains]
     with ExitStack() as stack:
         told_by_first(lambda: [stack.enter_context(sole_user(experiment.directory)) for experiment in experiments])
@@ -288,7 +288,7 @@ def open_experiments(runs: list[Options]) -> Iterator[list["Experiment"]]:
             drop_partial(chain.directory)
 
 
-def made_of(labelled: Labelled, runs: list[Options]) -> list["Experiment"]:
+def experiments_of(labelled: Labelled, runs: list[Options]) -> list["Experiment"]:
     """An experiment for each run; the file is split and audited once."""
     kept = usable(labelled)
     splits = [split_rows(kept, narrow(one, DataOptions), fold) for _, one, fold in repeats(runs[0])]

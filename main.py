@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
         check_versions()
         start_process()
 
-        from ablation import ship_ablation, stopped_forms
+        from ablation import ship_ablation, stopped_lines
         from audit import audit_table
         from experiment import finish, open_experiments
         from report import table
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             results = finish(experiments)
             rows = ship_ablation(experiments, results) if options.run_ablation else results[0]
         print(table(rows))
-        stopped = stopped_forms(experiments)
+        stopped = stopped_lines(experiments)
         print(*(f"main.py: {line}\n" for line in stopped), sep="", end="", file=sys.stderr)
         return 3 if stopped else 0
     except UserError as error:

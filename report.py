@@ -110,17 +110,17 @@ FORMATS = {"text": table, "markdown": markdown, "latex": latex}
 
 
 def write_results(
-    directory: Path, rows: list[dict[str, Any]], options: dict[str, Any], about: dict[str, Any], name: str = RESULTS
+    directory: Path, rows: list[dict[str, Any]], options: dict[str, Any], about: dict[str, Any], stem: str = RESULTS
 ) -> None:  # fmt: skip
     """`results_final.json` (options once) and `results_final.csv` (options in every row, prefixed `config.`;
     confusion matrices are in the JSON alone), or files of another name."""
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
     document = about | {"config": options, "rows": rows}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / f"{name}.json").write_text(text, encoding="utf-8")
+    (directory / f"{stem}.json").write_text(text, encoding="utf-8")
     config = {f"config.{name}": " ".join(map(str, value)) if isinstance(value, list) else value
               for name, value in options.items()}  # fmt: skip
-    with (directory / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+    with (directory / f"{stem}.csv").open("w", newline="", encoding="utf-8") as file:
         metrics = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
         writer = csv.DictWriter(file, fieldnames=[*metrics, *config], extrasaction="ignore")
         writer.writeheader()

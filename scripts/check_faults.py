@@ -32,6 +32,7 @@ PIPELINES, UNCERTAINTY = "tests/test_pipelines.py", "tests/test_uncertainty.py"
 KD, STRUCTURE = "tests/test_distillation.py", "tests/test_structure.py"
 MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
 GATE, EXPORT, SCORER = "tests/test_gate.py", "tests/test_export.py", "tests/test_inference.py"
+ABLATION = "tests/test_ablation.py"
 FAULTS = (
     Fault("teacher logits shifted by one row", "distillation.py", "index_in(ours, theirs).to_numpy())",
           "index_in(ours, theirs).to_numpy() - (pc.index_in(ours, theirs).to_numpy() > 0))", f"{STAGES} -k joined"),
@@ -205,6 +206,17 @@ FAULTS = (
           'p50 / times[baselines["torch"]]["latency_ms_p50"]', f"{STAGES} -k speedups"),
     Fault("compression ratio upside down", "stages.py", 'teacher_bytes / row["bytes"]',
           'row["bytes"] / teacher_bytes', "tests/test_pipelines.py -k quant_only-magnitude-fp16"),
+    Fault("equal forms timed apart", "stages.py", 'return read_record(form.path)["fingerprint"], form.served',
+          "return str(form.path), form.served", f"{ABLATION} -k timed_once"),
+    Fault("different forms timed as one", "stages.py", 'return read_record(form.path)["fingerprint"], form.served',
+          "return form.name, form.served", f"{ABLATION} -k timed_once"),
+    Fault("another form's evaluation taken over", "stages.py",
+          'key = digest([[[one["fingerprint"], one["files"]] for one in models]', "key = digest([form.name",
+          f"{ABLATION} -k timed_once"),
+    Fault("a pipeline's rows under another's name", "ablation.py", "in zip(experiments, results, strict=True)",
+          "in zip(experiments, results[::-1], strict=True)", f"{ABLATION} -k those_of"),
+    Fault("an option left to pipelines without use for it", "compression_config.py", "for name in found - of_no_use}",
+          "for name in ()}", f"{ABLATION} -k no_use"),
     Fault("logits in the order of length", "engines.py", '[np.argsort(longest_first, kind="stable")]', "",
           f"{STAGES} -k joined"),
     Fault("fp16 left to compute in half", "quantization.py", 'config | {"dtype": "float32"}',

@@ -44,7 +44,7 @@ def ablation(tiny_csv, tmp_path_factory, elsewhere):
 
     def note_timed(forms, *arguments):
         timed.append(len(forms))
-        return measure(forms, *arguments)
+        return measure(forms, *arguments, timed=("latency_ms_p50", "throughput"))
 
     argv = ["--run_ablation", "--dataset_path", str(tiny_csv), "--output_dir", str(output), *SMALL]
     with quick_measuring(note_evaluated), pytest.MonkeyPatch.context() as patch:
