@@ -7,6 +7,7 @@ is handed its own dataclass, never the whole. Standard library only (YAML apart)
 import argparse
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,6 +27,8 @@ PIPELINES = {  # name -> the stages that follow the fine-tuned teacher
     "prune_quant": ("prune", "quantize"),
     "kd_prune_quant": ("distill", "prune", "quantize"),
 }
+REPORTERS = ("none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow",
+             "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb")  # fmt: skip
 MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0)}
 NOT_OF_AN_ABLATION = {
     "pipeline": "an ablation runs the pipelines that stand after --run_ablation",
@@ -292,8 +295,18 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True)
+class LogOptions:
+    """What a run says while it goes; none of it changes a result."""
+
+    quiet: bool = knob(bool, False, "only errors and the table; the log file holds the rest")
+    verbose: bool = knob(bool, False, "the libraries' log lines too, and what we look at ourselves for faults")
+    report_to: str = knob(str, "none", "where training curves are sent too, through the Trainer; its package must be "
+                          "installed", choices=REPORTERS)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Options(
-    PlaceOptions, PipelineOptions, ExportOptions, QuantizeOptions, PruneOptions, NarrowOptions, TrimOptions,
+    LogOptions, PlaceOptions, PipelineOptions, ExportOptions, QuantizeOptions, PruneOptions, NarrowOptions, TrimOptions,
     DistillOptions, TeacherOptions, DataOptions,
 ):
     """Every option of a run."""
@@ -302,7 +315,7 @@ class Options(
 OPTION_GROUPS = (PipelineOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
                  TeacherOptions, StudentOptions, SoftTargetOptions, DistillOptions, TrimOptions, NarrowOptions,
                  CalibrationOptions, PruneOptions, QuantizeOptions, ExportOptions, GateOptions,
-                 PlaceOptions)  # fmt: skip
+                 PlaceOptions, LogOptions)  # fmt: skip
 MAIN_FLAGS = ("pipeline", "dataset_path", "teacher_path", "student_path", "teacher_epochs", "epochs",
               "fine_tune_epochs", "batch", "prune_method", "prune_sparsity", "quant_method")  # fmt: skip
 
@@ -463,6 +476,8 @@ def combination_errors(options: Options) -> list[str]:
                       "within rows alone")  # fmt: skip
     if "prune" in stages and options.prune_schedule == "cubic" and not options.fine_tune_epochs:
         errors.append("--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes while recovery trains")
+    if options.quiet and options.verbose:
+        errors.append("--quiet and --verbose are given, but a run can be only one of them")
     if options.quant_auto and options.max_f1_drop is None:
         errors.append("--quant_auto is given, but needs --max_f1_drop, such as 0.01, to know what is good enough")
     return errors + list(dict.fromkeys(idle_options(options).values()))
@@ -580,6 +595,17 @@ def check_versions() -> None:
 def as_record(options: Any) -> dict[str, Any]:
     """Options as plain JSON values."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
+
+
+def command_line(options: Options) -> str:
+    """The command that gives these options, however they were given; those at their defaults are left out."""
+    words = ["python", "main.py"]
+    for name, (_, knob_field) in knobs().items():
+        value, meta = getattr(options, name), knob_field.metadata
+        if value != knob_field.default and name != "config":
+            values = [] if meta["kind"] is bool else value if meta["many"] else [value]
+            words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
 
 
 def option_table(group: type) -> str:

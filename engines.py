@@ -163,8 +163,7 @@ def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Ca
     config = read_tokenizer_config(model_dir)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, direction=config.get("truncation_side", "right"))
-    pad = config["pad_token"]
-    pad_id = tokenizer.token_to_id(pad if isinstance(pad, str) else pad["content"])
+    pad_id = tokenizer.token_to_id(pad_token(config))
 
     def tokenize(texts: list[str]) -> list[TokenIds]:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
@@ -175,6 +174,12 @@ def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Ca
 def read_tokenizer_config(model_dir: Path | str) -> dict[str, Any]:
     """What tokenizer_config.json says."""
     return json.loads((Path(model_dir) / "tokenizer_config.json").read_text(encoding="utf-8"))
+
+
+def pad_token(config: dict[str, Any]) -> str:
+    """The token that fills the rows of a batch, as a tokenizer_config.json has it."""
+    pad = config["pad_token"]
+    return pad if isinstance(pad, str) else pad["content"]
 
 
 def longest_input(model_dir: Path | str) -> int | None:
@@ -205,10 +210,8 @@ def predict_logits(
 
     longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     chunks = [longest_first[start : start + batch] for start in range(0, len(texts), batch)]
-    logits = [
-        engine.forward(engine.encode([texts[row] for row in chunk]))
-        for chunk in tqdm(chunks, desc=description, disable=description is None, leave=False)
-    ]
+    counted = tqdm(chunks, desc=description, leave=False) if description else chunks
+    logits = [engine.forward(engine.encode([texts[row] for row in chunk])) for chunk in counted]
     return np.concatenate(logits)[np.argsort(longest_first, kind="stable")]
 
 

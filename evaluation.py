@@ -27,7 +27,7 @@ from sklearn.metrics import (
 
 from artifacts import packed_bytes
 from compression_config import ComputeOptions, SeedOptions
-from console import start_worker
+from console import spoken_level, start_worker
 from data import label_array
 from encoders import Task
 from engines import decide, engine_of, load, predict_logits, probabilities, serving_files
@@ -210,6 +210,6 @@ def fit_linear(model_in: str, splits: DatasetDict, task: Task, out_dir: Path, op
 def fresh_process() -> Iterator[Callable[..., Any]]:
     """`call(function, *arguments)` in one other process, started anew: it has seen no model of ours."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_worker) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_worker, initargs=(spoken_level(),)) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 

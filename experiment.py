@@ -32,16 +32,19 @@ from benchmark import machine
 from compression_config import (
     PIPELINES,
     DataOptions,
+    LogOptions,
     Options,
     PlaceOptions,
     UserError,
     as_record,
     check_installed,
+    command_line,
     narrow,
     own_knobs,
     read_config_file,
     write_config_file,
 )
+from console import kept_log
 from data import split_rows, usable
 from encoders import (
     check_start,
@@ -61,7 +64,7 @@ from ranks import is_first, join, process_count, told_by_first
 from stages import Chain, add_times
 from structure import feed_forward, width_asked
 from threshold import check_tunable
-from training import check_finished_teacher, resolve_device, resolve_precision
+from training import check_finished_teacher, check_reporting, resolve_device, resolve_precision
 from uncertainty import interval_of_mean
 from vocabulary import bare_backend
 
@@ -71,9 +74,9 @@ HEADLINE = ("macro_f1", "accuracy", "delta_macro_f1")  # metrics with an interva
 
 
 def reproducible(options: Options) -> dict[str, Any]:
-    """The options that determine a run's result, set ones alone; not where it is put."""
-    where = {f.name for f in own_knobs(PlaceOptions)}
-    return {name: value for name, value in as_record(options).items() if name not in where and value is not None}
+    """The options that determine a run's result, set ones alone; not where it is put, nor what it says."""
+    beside = {f.name for group in (PlaceOptions, LogOptions) for f in own_knobs(group)}
+    return {name: value for name, value in as_record(options).items() if name not in beside and value is not None}
 
 
 def differences(kept: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -224,6 +227,7 @@ def checked(runs: list[Options]) -> Labelled:
     if "distill" in stages:
         checks.append(lambda: check_student(options))
     checks += [lambda one=one: check_structure(one) for one in shaped.values()]
+    checks.append(lambda: check_reporting(options.report_to))
     if "quantize" in stages:
         checks.append(lambda: check_installed("--quant_method", options.quant_method,
                                               quantization.REQUIREMENTS[options.quant_method]))  # fmt: skip
@@ -237,6 +241,17 @@ def checked(runs: list[Options]) -> Labelled:
     if options.tune_threshold:
         check_tunable(labelled.task)
     return labelled
+
+
+def with_student(runs: list[Options]) -> list[Options]:
+    """The runs with a student; says where one is given in vain."""
+    first = learner(runs)
+    if first.student_path is None:
+        return [replace(one, student_path="teacher:2") for one in runs]
+    if "distill" not in PIPELINES[first.pipeline]:
+        log.warning("--student_path %s is not used: %s has no distillation", first.student_path,
+                    " or ".join(one.pipeline for one in runs))  # fmt: skip
+    return runs
 
 
 def resolve(options: Options, columns: dict[str, Any]) -> Options:
@@ -264,37 +279,44 @@ def repeats(options: Options) -> list[tuple[str, Options, int | None]]:
 def open_experiments(runs: list[Options]) -> Iterator[list["Experiment"]]:
     """Check everything, read the data, and give an experiment for each run; they differ in their pipelines alone. The
     measuring process ends with the block."""
-    first = learner(runs)
-    if first.student_path is None:
-        runs = [replace(one, student_path="teacher:2") for one in runs]
-    elif "distill" not in PIPELINES[first.pipeline]:
-        log.warning("--student_path %s is not used: %s has no distillation", first.student_path,
-                    " or ".join(one.pipeline for one in runs))  # fmt: skip
-    labelled = checked(runs)
-    columns = {"text_column": labelled.text, "label_columns": labelled.label_columns}
-    runs = [resolve(one, columns) for one in runs]
-    join(runs[0].device)
-    experiments = experiments_of(labelled, runs)
-    chains = [chain for experiment in experiments for chain in experiment.chains]
+    commands = [command_line(one) for one in runs]
     with ExitStack() as stack:
+        log_to = stack.enter_context(kept_log())
+        runs = with_student(runs)
+        labelled = checked(runs)
+        columns = {"text_column": labelled.text, "label_columns": labelled.label_columns}
+        runs = [resolve(one, columns) for one in runs]
+        join(runs[0].device)
+        experiments = experiments_of(labelled, runs, commands)
+        chains = [chain for experiment in experiments for chain in experiment.chains]
         told_by_first(lambda: [stack.enter_context(sole_user(experiment.directory)) for experiment in experiments])
         elsewhere = stack.enter_context(fresh_process())
         for chain in chains:
             chain.elsewhere = elsewhere
-        told_by_first(lambda: [experiment.open() for experiment in experiments])
-        experiments[0].tell_audit()
+        told_by_first(lambda: open_all(experiments, log_to))
         yield experiments
         for chain in chains if is_first() else ():
             drop_partial(chain.directory)
 
 
-def experiments_of(labelled: Labelled, runs: list[Options]) -> list["Experiment"]:
+def experiments_of(labelled: Labelled, runs: list[Options], commands: list[str]) -> list["Experiment"]:
     """An experiment for each run; the file is split and audited once."""
     kept = usable(labelled)
     splits = [split_rows(kept, narrow(one, DataOptions), fold) for _, one, fold in repeats(runs[0])]
     found = audit(labelled, splits[0], tokenizers(learner(runs), labelled), runs[0].max_length)
     splits = [with_sides(one, found["order_drift"]) for one in splits]
-    return [Experiment(one, labelled, splits, found) for one in runs]
+    return [Experiment(one, labelled, splits, found, command) for one, command in zip(runs, commands, strict=True)]
+
+
+def open_all(experiments: list["Experiment"], log_to: Callable[..., None]) -> None:
+    """Open the folders of all experiments; the log goes into each."""
+    for experiment in experiments:
+        experiment.open()
+    log_to(*(experiment.log_path for experiment in experiments))
+    for experiment in experiments:
+        log.info("experiment %s, logged in %s: %s", experiment.options.experiment, experiment.log_path,
+                 experiment.command)  # fmt: skip
+    experiments[0].tell_audit()
 
 
 def finish(experiments: list["Experiment"]) -> list[list[dict[str, Any]]]:
@@ -326,11 +348,14 @@ def link_forms(forms: list[Form], target: Path) -> None:
 class Experiment:
     """The folders `models/<name>/` and `compressed_models/<name>/`, and a chain of stages for every repeat."""
 
-    def __init__(self, options: Options, labelled: Labelled, splits: list[DatasetDict], found: dict[str, Any]):
-        self.labelled, self.task, self.audit = labelled, labelled.task, found
+    def __init__(
+        self, options: Options, labelled: Labelled, splits: list[DatasetDict], found: dict[str, Any], command: str
+    ):
+        self.labelled, self.task, self.audit, self.command = labelled, labelled.task, found, command
         self.options = replace(options, experiment=options.experiment or self.default_name(options, splits))
         models = Path(options.output_dir) / "models"
         self.directory = models / self.options.experiment
+        self.log_path = self.directory / "run.log"
         self.artifact = Path(options.output_dir) / "compressed_models" / self.options.experiment
         self.chains = [Chain(name, self.directory / name.replace(" ", "_"), models, one, rows, self.task)
                        for (name, one, _), rows in zip(repeats(options), splits, strict=True)]  # fmt: skip
@@ -390,7 +415,7 @@ class Experiment:
             write_record(partial, stage="artifact", fingerprint=digest([self.options.experiment, "artifact"]),
                          forms={form.name: form.served for form in forms})
             about = {"experiment": self.options.experiment, "shipped": first.name or "the one run",
-                     "labels": self.task.labels, "problem_type": self.task.problem_type,
+                     "command": self.command, "labels": self.task.labels, "problem_type": self.task.problem_type,
                      "split_rows": first.splits.num_rows, "machine": machine(), "versions": versions()}  # fmt: skip
             report.write_results(partial, rows, as_record(self.options), about)
         bundle = write_bundle(self.artifact)

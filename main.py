@@ -3,6 +3,7 @@
 `--help` and every error in the options are answered before anything heavy is imported.
 """
 
+import logging
 import sys
 
 from compression_config import UserError, check_versions, parse_options, runs_of
@@ -15,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parse_options(argv)
         check_versions()
-        start_process()
+        start_process(logging.ERROR if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
 
         from ablation import ship_ablation, stopped_lines
         from audit import audit_table

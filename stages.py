@@ -59,7 +59,7 @@ from pruning import prune
 from quantization import ENGINES, quantize
 from ranks import is_first, process_count, told_by_first, wait
 from threshold import tune
-from training import teacher
+from training import reporting, teacher
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,30 @@ STAGES = {
     "export": Stage(export, ExportOptions, "", 2),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
+DOES: dict[str, Callable[[Any], str]] = {  # stage -> its options -> what it does, and why
+    "teacher": lambda of: (
+        f"fine-tune {of.teacher_path} on the labels, at most {of.teacher_epochs} epochs" if of.teacher_epochs
+        else f"take {of.teacher_path} as it is") + ": all that follows is measured against it",
+    "linear": lambda of: "fit TF-IDF and logistic regression: a transformer must earn its place beside them",
+    "start": lambda of: f"build what the student starts from, {of.student_path}: the next stages shrink it",
+    "trim": lambda of: f"drop tokens that the texts do not need, --trim_vocab {of.trim_vocab}: of a small model the "
+                       "embedding is most of the bytes",
+    "narrow": lambda of: f"drop the least important neurons, --ffn_width {of.ffn_width:g}: smaller and faster in every "
+                         "engine",
+    "distill": lambda of: f"train {of.student_path} on the teacher's outputs, at most {of.epochs} epochs: they say "
+                          "more than the labels",
+    "plain": lambda of: "train the same student on the labels alone: what the teacher adds is the difference",
+    "prune": lambda of: f"set {100 * of.prune_sparsity:g} % of the encoder's weights to zero by {of.prune_method}, "
+                        f"then recover in {of.fine_tune_epochs} epochs: zeros pack well",
+    "tune": lambda of: "choose decision thresholds on validation: one half need not be best for macro-F1",
+    "quantize": lambda of: f"store the model by --quant_method {of.quant_method}: fewer bits are fewer bytes",
+    "export": lambda of: f"write graphs, --export {of.export}: on a CPU their engines outrun torch",
+}  # fmt: skip
 SHAPES = ("start", "trim", "narrow")
 LEAVES = ("quantize", "export")
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
+CURVES = "curves"  # what --report_to tensorboard writes
 EPOCHS = {"teacher": "teacher_epochs", "distill": "epochs", "plain": "epochs", "prune": "fine_tune_epochs"}
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
 EVALUATION = 4  # grows when the code of evaluation changes what it finds
@@ -238,7 +258,8 @@ class Chain:
             return cost
 
         known = [read_record(teacher_dir)["fingerprint"], rows_digest(rows, ("id", "text")), options.max_length]
-        self.have(f"outputs/{name}", target, digest(["outputs", OUTPUTS, *known]), teacher_dir, make)
+        what = f"ask the teacher about {len(rows):,} texts: every stage that learns from it reads these outputs"
+        self.have(f"outputs/{name}", what, target, digest(["outputs", OUTPUTS, *known]), teacher_dir, make)
         return with_teacher_logits(rows, target)
 
     @cached_property
@@ -268,31 +289,35 @@ class Chain:
             given = replace(options, student_path=start["start"]) if start else options
             with measured() as cost:
                 if stage.trains or is_first():
-                    stage.make(model_in, splits, self.task, partial, given)
+                    with reporting(self.options.report_to, f"{run}/{name}", curves):
+                        stage.make(model_in, splits, self.task, partial, given)
             return cost
 
-        fingerprint = self.fingerprint(name, model_in)
+        fingerprint, run = self.fingerprint(name, model_in), self.directory.relative_to(self.models)
+        curves = self.directory / CURVES / f"{name}.{fingerprint}"
         start = {"start": str(self.shrunk)} if self.shrunk and name in ("distill", "plain") else {}
-        remembered = self.have(name, target, fingerprint, model_in, make, options=as_record(options), **start)
+        remembered = self.have(name, DOES[name](options), target, fingerprint, model_in, make,
+                               options=as_record(options), **start)  # fmt: skip
         if is_first():
             self.add_rows(name, target, remembered)
         return target
 
-    def have(self, name: str, target: Path, fingerprint: str, model_in: Path | str,
+    def have(self, name: str, what: str, target: Path, fingerprint: str, model_in: Path | str,
              make: Callable[[Path], dict[str, float]], **about: Any) -> bool:  # fmt: skip
         """Have the finished directory at `target`, remembered or made by `make`, which says what it cost; whether it
-        was remembered."""
+        was remembered. `what` it does is said in either case."""
         folders = [target, self.models, *([Path(self.options.reuse)] if self.options.reuse else [])]
         found = told_by_first(lambda: adopt(target, fingerprint) or find_finished(folders, fingerprint))
         if found is None:
-            log.info("stage %s: from %s", name, model_in or "the training split")
+            log.info("stage %s: %s (from %s)", name, what, model_in or "the training split")
+            log.debug("stage %s: no finished directory has the fingerprint %s", name, fingerprint)
             with made_together(target, fingerprint) as partial:
                 cost = make(partial)
                 wait()
                 if is_first():
                     write_record(partial, stage=name, fingerprint=fingerprint, parent=str(model_in), **about, **cost)
         else:
-            log.info("stage %s: remembered from %s", name, found)
+            log.info("stage %s: remembered from %s, not made again: %s", name, found, what)
             if found != target:
                 with made_together(target, fingerprint) as partial:
                     if is_first():
@@ -358,6 +383,8 @@ class Chain:
         key = digest([[[one["fingerprint"], one["files"]] for one in models], self.test_digest, form.served,
                       as_record(compute), gate, EVALUATION])  # fmt: skip
         found = find_evaluation((kept, *sorted(self.models.rglob(f"predictions/{form.name}.json"))), key)
+        if found:
+            log.debug("%s: evaluation remembered from %s", form.name, found)
         if found == kept:
             return json.loads(kept.read_text())["metrics"]
         kept.unlink(missing_ok=True)
@@ -397,6 +424,7 @@ def add_times(chains: list[Chain]) -> None:
     for engine in sorted(graphs):
         baselines[engine] = f"teacher in {engine}"
         timed["teacher", engine] = Form(baselines[engine], copy, GRAPHS[engine].form)
+    log.info("benchmark: time %d forms in turn: the machine's moods hit them alike", len(timed))
     times = benchmark.measure(list(timed.values()), first.splits["test"][:]["text"], first.options.max_length,
                               first.options.device, first.options.seed)  # fmt: skip
     for chain in chains:

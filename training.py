@@ -5,7 +5,11 @@ Validation macro-F1 chooses the epoch that is kept; test rows are never seen her
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_model
 from torch import Tensor
 from torch.utils.data import Sampler
+from tqdm.auto import tqdm
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -28,6 +33,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from artifacts import CHECKPOINTS
@@ -43,6 +49,7 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (logits, labels, teacher logits) -> scalar
 LiveLoss = Callable[[dict[str, Tensor]], Tensor]  # (batch that the model has just run on) -> scalar
+REPORTS: ContextVar[tuple[str, str | None]] = ContextVar("REPORTS", default=("none", None))  # to whom, as which run
 
 
 def resolve_device(device: str) -> str:
@@ -110,8 +117,40 @@ class ClassifierTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+def check_reporting(to: str) -> None:
+    """UserError where `--report_to` names an integration that the Trainer cannot use here."""
+    for callback in get_reporting_integration_callbacks(to):
+        try:
+            callback()
+        except Exception as error:  # ImportError, RuntimeError and kinds of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"--report_to is {to}, but {reason}") from None
+
+
+@contextmanager
+def reporting(to: str, run: str, folder: Path) -> Iterator[None]:
+    """Send the curves of what the block trains where `--report_to` says, as a run of this name; TensorBoard writes
+    into `folder`."""
+    if to == "tensorboard":
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
+    before = REPORTS.set((to, run))
+    try:
+        yield
+    finally:
+        REPORTS.reset(before)
+        if to == "wandb" and "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # else the next training goes on in the same run
+
+
 class EpochLines(ProgressCallback):
     """The Trainer's progress bars, and one log line an epoch; stdout stays free for the table."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A bar that starts where a resumed training does, so that the time left is right."""
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training, steps",
+                                     dynamic_ncols=True)  # fmt: skip
+        self.current_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Keep the Trainer from printing to stdout."""
@@ -135,7 +174,8 @@ def training_arguments(work_dir: Path, options: TrainingOptions, epochs: int, lr
         load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
         seed=options.seed, bf16=options.precision == "bf16", fp16=options.precision == "fp16",
         use_cpu=options.device == "cpu", dataloader_pin_memory=options.device != "cpu", label_names=["labels"],
-        restore_callback_states_from_checkpoint=True, remove_unused_columns=False, report_to="none", disable_tqdm=False,
+        restore_callback_states_from_checkpoint=True, remove_unused_columns=False, disable_tqdm=False,
+        report_to=REPORTS.get()[0], run_name=REPORTS.get()[1],
         ddp_backend="gloo" if options.device == "cpu" and process_count() > 1 else None,
         ddp_find_unused_parameters=False,  # else a projection that only the loss of states reads breaks the backward
     )  # fmt: skip
@@ -209,6 +249,8 @@ def train_(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochLines())
     last = last_checkpoint(work_dir / CHECKPOINTS)
+    log.debug("%d training and %d validation rows, learning rate %g, %s on %s, going on from %s", len(parts["train"]),
+              len(parts["validation"]), lr, options.precision, options.device, last)  # fmt: skip
     if last is None or not has_ended(last, epochs, options.early_stopping_patience):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         wait()

@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging  # noqa: E402
 import random  # noqa: E402
 from contextlib import contextmanager, nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -14,6 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
 
 NICE, NASTY = ["good", "kind", "warm", "fair", "lovely"], ["bad", "cruel", "vile", "rotten", "foul"]
 FILLER = ["the", "a", "people", "here", "there", "today", "river", "house", "road", "we", "they", "say", "see", "go"]
@@ -58,6 +60,22 @@ def elsewhere():
 
     with fresh_process() as call:
         yield call
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was():
+    """A run that a test starts in this process leaves no handlers, levels and hushed bars behind."""
+    from console import OURS, AboveBars
+
+    bars = os.environ.get("TQDM_DISABLE")
+    yield
+    os.environ.pop("TQDM_DISABLE", None)
+    os.environ.update({"TQDM_DISABLE": bars} if bars else {})
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, AboveBars)]
+    root.setLevel(logging.WARNING)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @contextmanager
