@@ -31,7 +31,8 @@ from ranks import is_first, process_count, wait
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
 PACKING_LEVEL = 9
-VERSIONED = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "torchao", "bitsandbytes", "onnxruntime")
+VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "torchao", "bitsandbytes",
+             "onnxruntime", "openvino", "nncf")  # fmt: skip
 
 
 def digest(value: Any) -> str:
@@ -58,12 +59,19 @@ def file_digests(directory: Path) -> dict[str, str]:
             if path.is_file() and path.name != RECORD and CHECKPOINTS not in path.parts}  # fmt: skip
 
 
+def model_digests(directory: Path) -> dict[str, str]:
+    """`file_digests` of a model directory; where it has a record, without what tells of the model (card, results)."""
+    record = read_record(directory) if (directory / RECORD).is_file() else {}
+    found = file_digests(directory)
+    return {name: found[name] for name in found if name in record.get("files", found)}
+
+
 def source_digest(spec: str) -> str:
     """What determines the model that a hub name, directory or scratch shape starts from; nothing for nothing."""
     if not spec:
         return ""
     if Path(spec).is_dir():
-        return digest(file_digests(Path(spec)))
+        return digest(model_digests(Path(spec)))
     if ":" in spec:
         return spec
     from transformers import AutoConfig

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 
 import export
 import quantization
@@ -29,6 +30,7 @@ from artifacts import (
 )
 from audit import audit, audit_table, token_sample
 from benchmark import machine
+from card import write_card
 from compression_config import (
     PIPELINES,
     DataOptions,
@@ -45,8 +47,9 @@ from compression_config import (
     write_config_file,
 )
 from console import kept_log
-from data import split_rows, usable
+from data import label_array, split_rows, usable
 from encoders import (
+    Task,
     check_start,
     empty_encoder,
     ffn_width,
@@ -345,6 +348,13 @@ def link_forms(forms: list[Form], target: Path) -> None:
                 link_or_copy(file, place)
 
 
+def label_counts(split: Dataset, task: Task) -> dict[str, int]:
+    """Label -> how many rows of a split have it."""
+    labels = label_array(split)
+    counts = labels.sum(axis=0) if task.multi_label else np.bincount(labels, minlength=len(task.labels))
+    return {name: int(count) for name, count in zip(task.labels, counts, strict=True)}
+
+
 class Experiment:
     """The folders `models/<name>/` and `compressed_models/<name>/`, and a chain of stages for every repeat."""
 
@@ -405,6 +415,15 @@ class Experiment:
         """The rows of the repeat whose models are shipped."""
         return list(self.chains[0].rows.values())
 
+    def about(self) -> dict[str, Any]:
+        """What results and card tell beside options and rows."""
+        first = self.chains[0]
+        counts = {name: label_counts(split, self.task) for name, split in first.splits.items()}
+        return {"experiment": self.options.experiment, "shipped": first.name or "the one run", "command": self.command,
+                "labels": self.task.labels, "problem_type": self.task.problem_type,
+                "split_rows": first.splits.num_rows, "label_rows": counts, "machine": machine(),
+                "versions": versions()}  # fmt: skip
+
     def ship(self, rows: list[dict[str, Any]]) -> None:
         """Put the first repeat's final model and the results into `compressed_models/<name>/`."""
         first = self.chains[0]
@@ -412,12 +431,13 @@ class Experiment:
         with whole_or_absent(self.artifact, "new") as partial:
             forms = first.shipped()
             link_forms(forms, partial)
+            shipped = {form.name: form.served for form in forms}
             write_record(partial, stage="artifact", fingerprint=digest([self.options.experiment, "artifact"]),
-                         forms={form.name: form.served for form in forms})
-            about = {"experiment": self.options.experiment, "shipped": first.name or "the one run",
-                     "command": self.command, "labels": self.task.labels, "problem_type": self.task.problem_type,
-                     "split_rows": first.splits.num_rows, "machine": machine(), "versions": versions()}  # fmt: skip
-            report.write_results(partial, rows, as_record(self.options), about)
+                         forms=shipped)  # fmt: skip
+            about, options = self.about(), as_record(self.options)
+            report.write_results(partial, rows, options, about)
+            of_first = {row["stage"]: row for row in rows if row.get("repeat", "") == first.name}
+            write_card(partial, of_first["teacher"], [of_first[name] for name in shipped], options, about)
         bundle = write_bundle(self.artifact)
         which = f" ({first.name})" if first.name else ""
         log.info("the final model%s and its results are in %s; packed, %.2f MB, in %s", which, self.artifact,

@@ -33,6 +33,7 @@ KD, STRUCTURE = "tests/test_distillation.py", "tests/test_structure.py"
 MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
 GATE, EXPORT, SCORER = "tests/test_gate.py", "tests/test_export.py", "tests/test_inference.py"
 ABLATION = "tests/test_ablation.py"
+CARD, CONSOLE = "tests/test_card.py", "tests/test_console.py"
 FAULTS = (
     Fault("teacher logits shifted by one row", "distillation.py", "index_in(ours, theirs).to_numpy())",
           "index_in(ours, theirs).to_numpy() - (pc.index_in(ours, theirs).to_numpy() > 0))", f"{STAGES} -k joined"),
@@ -241,6 +242,17 @@ FAULTS = (
           f"{SCORER} -k in_order"),
     Fault("a changed file served", "inference.py", "recorded.get(name) != found[name]", "False",
           f"{SCORER} -k changed_since"),
+    Fault("names unescaped in the card", "card.py", 'ACTIVE.sub(r"\\\1", one_line(text))', "one_line(text)",
+          f"{CARD} -k breaks"),
+    Fault("the card shows another form's F1", "card.py", 'f"{row[f\'f1.{label}\']:.4f}" for row in [teacher, *forms]',
+          'f"{teacher[f\'f1.{label}\']:.4f}" for row in [teacher, *forms]', f"{CARD} -k figures"),
+    Fault("several labels decided by the largest", "card.py", "for row in logits > 0])", "for row in logits > 1.5])",
+          f"{CARD} -k holds"),
+    Fault("an edited card makes another teacher", "artifacts.py", "return digest(model_digests(Path(spec)))",
+          "return digest(file_digests(Path(spec)))", f"{CARD} -k edited"),
+    Fault("the log begins anew with each run", "console.py", 'super().__init__(path, encoding="utf-8"',
+          'super().__init__(path, "w", encoding="utf-8"', f"{CONSOLE} -k bars_and_logs"),
+    Fault("a resumed bar starts at nothing", "training.py", "initial=state.global_step, ", "", f"{CONSOLE} -k resumed"),
     Fault("the head quantized", "quantization.py", "if name not in fitting]", "if name not in linears]",
           f"{QUANTIZATION} -k head"),
 )  # fmt: skip
