@@ -36,6 +36,7 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+import processor
 from artifacts import CHECKPOINTS
 from compression_config import SoftTargetOptions, TeacherOptions, TrainingOptions, UserError
 from data import label_array, labelled_rows, read_tokens, token_lengths, write_tokens
@@ -67,8 +68,7 @@ def resolve_precision(precision: str, device: str) -> str:
         return precision
     if device == "cuda":
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+    return "fp32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(processor.instruction_sets()) else "bf16"
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -34,6 +34,7 @@ MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
 GATE, EXPORT, SCORER = "tests/test_gate.py", "tests/test_export.py", "tests/test_inference.py"
 ABLATION = "tests/test_ablation.py"
 CARD, CONSOLE = "tests/test_card.py", "tests/test_console.py"
+NOTEBOOK, TEMPLATE = "tests/test_notebook.py", "scripts/kaggle_notebook_template.py"
 FAULTS = (
     Fault("teacher logits shifted by one row", "distillation.py", "index_in(ours, theirs).to_numpy())",
           "index_in(ours, theirs).to_numpy() - (pc.index_in(ours, theirs).to_numpy() > 0))", f"{STAGES} -k joined"),
@@ -255,6 +256,14 @@ FAULTS = (
     Fault("a resumed bar starts at nothing", "training.py", "initial=state.global_step, ", "", f"{CONSOLE} -k resumed"),
     Fault("the head quantized", "quantization.py", "if name not in fitting]", "if name not in linears]",
           f"{QUANTIZATION} -k head"),
+    Fault("the image's torch replaced", TEMPLATE, 'requirements, "-c", constraints, *offline]',
+          "requirements, *offline]", f"{NOTEBOOK} -k stays"),
+    Fault("one of several inputs guessed", TEMPLATE, "if SETTINGS[name] or len(found) == 1:",
+          "if SETTINGS[name] or found:", f"{NOTEBOOK} -k several"),
+    Fault("an earlier session's models not taken up", TEMPLATE, 'os.path.commonpath(earlier) if earlier else ""', '""',
+          f"{NOTEBOOK} -k reused"),
+    Fault("the second GPU idle", TEMPLATE, "if processes > 1 else", "if processes > 2 else", f"{NOTEBOOK} -k gpus"),
+    Fault("bf16 on a T4, which only emulates it", "training.py", ">= (8, 0)", ">= (7, 0)", f"{NOTEBOOK} -k bf16"),
 )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import compression_config  # noqa: E402
 
 TABLE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end -->)", re.S)
 KAGGLE_HAS = {"torch", "numpy", "pandas"}
-KAGGLE_HEADER = "# requirements.txt without torch, numpy and pandas, which stay as the notebook's image built them"
+ONLY_TESTS = {"pytest", "hypothesis", "jupytext", "nbclient", "ipykernel"}
+KAGGLE_HEADER = "# requirements.txt without what the image brings (torch, numpy, pandas) and what only tests need"
 
 
 def with_tables(text: str) -> str:
@@ -26,7 +27,7 @@ def with_tables(text: str) -> str:
 
 def kaggle_requirements(requirements: str) -> str:
     """The pins that a notebook which brings torch, numpy and pandas still needs."""
-    lines = [line for line in requirements.splitlines() if line.split("==")[0] not in KAGGLE_HAS]
+    lines = [line for line in requirements.splitlines() if line.split("==")[0] not in KAGGLE_HAS | ONLY_TESTS]
     return "\n".join([KAGGLE_HEADER, *lines]) + "\n"
 
 

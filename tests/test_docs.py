@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -23,17 +22,20 @@ from transformers import (
     ElectraForSequenceClassification,
 )
 
+import benchmark
 import inference
+import report
 from compression_config import OPTION_GROUPS, knobs
 from encoders import train_wordpiece
+from stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCS = {"TECHNICAL_DOCS", "benchmarks", "run_combinations", "PIPELINE_DOCUMENTATION", "compression_config", "data",
         "distillation", "evaluation", "export", "inference", "main", "pruning", "quantization", "log"}  # fmt: skip
 SCREEN = 46  # lines of a page, its generated tables left out
 MOST = {"teacher_epochs": 1, "epochs": 1, "fine_tune_epochs": 1, "max_length": 32, "calibration_samples": 16}
-NOT_RUN = ("pip install ", "python -m pytest ")
+NOT_RUN = ("pip install ", "python -m pytest ", "python3 -m venv ", ". .venv/bin/activate ", "ruff check ")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 LOOP = re.compile(r"^for (\w+) in (.*?); do\n(.*?)^done$", re.S | re.M)
 GENERATED = re.compile(r"<!-- options: (\w+) -->\n(.*?)<!-- end -->\n?", re.S)
@@ -227,6 +229,20 @@ def test_every_option_is_documented_once():
     assert sorted(documented) == sorted(knobs())
 
 
+@pytest.mark.parametrize("command", [inference, report, benchmark], ids=lambda module: module.__name__)
+def test_every_option_of_another_command_stands_on_a_page_about_it(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    options = set(re.findall(r"^  (--\w+)", capsys.readouterr().out, re.M))
+    pages = " ".join(text for page in PAGES[2:] if f"{command.__name__}.py" in (text := text_of(page)))
+    assert options and {option for option in options if not re.search(rf"{option}\b", pages)} == set()
+
+
+def test_the_diagram_shows_every_stage():
+    (diagram,) = (content for language, content in blocks(ROOT / "README.md") if language == "mermaid")
+    assert set(re.findall(r"\w+", diagram)) >= {*STAGES, "data", "gate", "artifact"}
+
+
 def test_every_option_that_a_page_names_exists():
     for page in PAGES:
         others = r"python (report|benchmark|inference|scripts/bench_\w+)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
@@ -237,7 +253,7 @@ def test_every_option_that_a_page_names_exists():
 
 
 def test_a_page_is_one_screen_and_all_are_there():
-    assert {page.stem for page in PAGES} == DOCS | {"README"}
+    assert {page.stem for page in PAGES} == DOCS | {"README", "CONTRIBUTING"}
     for page in PAGES[1:]:
         if page.stem == "log":  # it grows with every experiment
             continue
@@ -258,12 +274,6 @@ def test_requirements_are_pinned_and_each_is_justified():
     assert sorted(listed) == sorted(pins)
 
 
-def test_kaggle_keeps_its_own_torch():
-    pins = (ROOT / "requirements-kaggle.txt").read_text().splitlines()[1:]
-    names = {line.split("==")[0] for line in pins}
-    assert not {"torch", "numpy", "pandas"} & names and {"torchao", "transformers"} <= names
-
-
 def test_the_sizes_in_the_readme_are_those_of_the_two_architectures():
     """BanglaBERT is an ELECTRA base of 32,000 tokens; the figures are counts, without and with a head of two labels."""
     electra = ElectraConfig(vocab_size=32000, embedding_size=768, hidden_size=768, num_hidden_layers=12,
@@ -281,47 +291,3 @@ def test_the_sizes_in_the_readme_are_those_of_the_two_architectures():
              f"{counts['teacher'] / counts['student']:.2f}x"]  # fmt: skip
     assert shown == ["110.0 M", "442 MB", "134.7 M", "541 MB", "68 %", "0.82x"]
     assert all(figure in text_of(ROOT / "README.md") for figure in shown)
-
-
-@pytest.fixture
-def on_kaggle(tiny_csv, tmp_path, monkeypatch) -> Path:
-    """The variables that the template reads, and a folder to stand in; the template's path."""
-    settings = {"PROJECT_DIR": str(ROOT), "DATASET_PATH": str(tiny_csv), "TEACHER_PATH": "scratch:1x64",
-                "STUDENT_PATH": "teacher:1", "OUTPUT_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0",
-                "EXTRA_ARGS": "--pipeline kd_quant --teacher_epochs 1 --epochs 1 --device cpu"}  # fmt: skip
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.chdir(tmp_path)
-    return ROOT / "scripts" / "kaggle_notebook_template.py"
-
-
-def check_ending(printed: str) -> None:
-    lines = printed.splitlines()
-    assert [line.split()[0] for line in lines[-4:]] == ["linear", "teacher", "student", "fp16"]
-    assert sum(line.startswith("Stage") for line in lines) == sum(line.startswith("GPU:") for line in lines) == 1
-
-
-def test_the_kaggle_template_says_what_it_found_and_ends_with_the_table(on_kaggle, run_main, capsys):
-    runpy.run_path(str(on_kaggle), run_name="__main__")
-    check_ending(capsys.readouterr().out)
-
-
-@pytest.mark.slow
-def test_the_kaggle_template_runs_as_a_script_whose_measuring_process_does_not_run_it_again(on_kaggle):
-    done = subprocess.run([sys.executable, on_kaggle], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    check_ending(done.stdout)
-
-
-def test_the_kaggle_template_asks_where_several_files_could_be_meant(tmp_path, monkeypatch):
-    names = runpy.run_path(str(ROOT / "scripts" / "kaggle_notebook_template.py"), run_name="not main")
-    monkeypatch.setitem(names["find_dataset"].__globals__, "INPUTS", tmp_path)
-    monkeypatch.delenv("DATASET_PATH", raising=False)
-    assert names["find_dataset"](ROOT) == ROOT / "data" / "HateSpeech.csv"
-    (tmp_path / "one.csv").touch()
-    assert names["find_dataset"](ROOT) == tmp_path / "one.csv"
-    (tmp_path / "two.csv").touch()
-    with pytest.raises(SystemExit, match="set DATASET_PATH"):
-        names["find_dataset"](ROOT)
