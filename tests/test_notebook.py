@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
+from conftest import quick_measuring
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from transformers import BertConfig, BertForMaskedLM
 
 import training
-from conftest import quick_measuring
 from encoders import train_wordpiece
 from main import main
 
