@@ -48,6 +48,7 @@ def ship_ablation(experiments: list[Experiment], results: list[Rows]) -> Rows:
     about = {"ablation": directory.name, "experiments": names, "machine": machine(), "versions": versions()}
     with whole_or_absent(directory, "new") as partial:
         report.write_results(partial, rows, common_options(experiments), about, report.ABLATION)
+        report.write_comparison([str(one.artifact) for one in experiments], partial / report.PAGE)
     log.info("the table of all pipelines is in %s", directory)
     return rows
 

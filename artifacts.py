@@ -30,6 +30,8 @@ from ranks import is_first, process_count, wait
 
 RECORD = "stage.json"
 CHECKPOINTS = "checkpoints"
+HISTORY = "history.json"  # how a stage was trained
+BESIDE = (RECORD, HISTORY, "results_final.csv", "results_final.json", "report.html")  # about a model, not of it
 PACKING_LEVEL = 9
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "torchao", "bitsandbytes",
              "onnxruntime", "openvino", "nncf")  # fmt: skip
@@ -53,10 +55,10 @@ def rows_digest(split: Dataset, columns: Iterable[str] = ("id", "text", "label")
 
 
 def file_digests(directory: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every file of a model directory, its record left out."""
+    """Relative path -> SHA-256 of every file of a model directory; what is only about the model is left out."""
     return {str(path.relative_to(directory)): file_digest(path)
             for path in sorted(directory.rglob("*"))
-            if path.is_file() and path.name != RECORD and CHECKPOINTS not in path.parts}  # fmt: skip
+            if path.is_file() and path.name not in BESIDE and CHECKPOINTS not in path.parts}  # fmt: skip
 
 
 def model_digests(directory: Path) -> dict[str, str]:

@@ -291,6 +291,7 @@ class PlaceOptions:
     output_dir: str = knob(str, ".", "parent of models/ and compressed_models/")
     reuse: str | None = knob(str, None, "folder in which finished stages are looked for too", auto="none")
     overwrite: bool = knob(bool, False, "let the run replace one of the same name that had other options")
+    no_examples: bool = knob(bool, False, "leave the texts of the test split out of report.html")
     config: str | None = knob(str, None, "YAML file of options; the command line wins over it", auto="none")
 
 

@@ -29,6 +29,7 @@ from artifacts import (
     write_record,
 )
 from audit import audit, audit_table, token_sample
+from audit import lines as audit_lines
 from benchmark import machine
 from card import write_card
 from compression_config import (
@@ -436,6 +437,7 @@ class Experiment:
                          forms=shipped)  # fmt: skip
             about, options = self.about(), as_record(self.options)
             report.write_results(partial, rows, options, about)
+            report.write_page(partial, audit_lines(self.audit), with_examples=not self.options.no_examples)
             of_first = {row["stage"]: row for row in rows if row.get("repeat", "") == first.name}
             write_card(partial, of_first["teacher"], [of_first[name] for name in shipped], options, about)
         bundle = write_bundle(self.artifact)

@@ -1,6 +1,7 @@
-"""Results as CSV, JSON, and the table that ends a run. No torch.
+"""Results as CSV, JSON, the table that ends a run, and what its page and a page of many runs say. No torch.
 
-`python report.py DIR --format markdown` prints the table of an earlier run, as a paper or a page needs it.
+`python report.py DIR --format markdown` prints the table of an earlier run, as a paper or another page needs it;
+`python report.py DIR DIR --html FILE` writes one page that compares runs.
 """
 
 import argparse
@@ -16,6 +17,11 @@ from typing import Any
 from compression_config import UserError
 
 RESULTS, ABLATION = "results_final", "results_ablation"  # names of files: of a run's rows, of several pipelines'
+HISTORY, PAGE = "history.json", "report.html"
+SHAPES = ("start", "trimmed", "narrowed")  # rows that are trained later where there is a student
+FIGURES = ("macro_f1", "bytes", "size_mb", "packed_mb", "latency_ms_p50", "compression_ratio", "speedup_torch")
+DIFFERENCES = ("delta_macro_f1", "delta_macro_f1_low", "delta_macro_f1_high")
+MOST_CHARACTERS = 600  # of a text that the page shows
 
 
 def number(metric: str, text: str) -> Callable[[dict[str, Any]], str]:
@@ -68,6 +74,11 @@ def plain(value: Any) -> Any:
 def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that a reader needs: the means where a run was repeated, else all."""
     return [row for row in rows if row.get("repeat") == "mean"] or rows
+
+
+def final_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The headline row of the final model: the last one that the quality gate lets through."""
+    return [row for row in headline(rows) if row.get("shipped", True)][-1]
 
 
 def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -127,6 +138,32 @@ def write_results(
         writer.writerows(row | config for row in rows)
 
 
+def ratio_text(ratio: float, more: str, less: str, same: str) -> str:
+    """A ratio in words, such as `3.5x smaller`; `same` where it is about 1."""
+    if 0.95 < ratio < 1.05:
+        return same
+    word, ratio = (more, ratio) if ratio > 1 else (less, 1 / ratio)
+    return f"{ratio:.{0 if ratio >= 9.95 else 1}f}x {word}"
+
+
+def points_text(row: dict[str, Any]) -> str:
+    """Points of macro-F1 lost, or won, against the teacher, with their interval; a negative end is the other one."""
+    points = round(100 * row["delta_macro_f1"], 1)
+    sign, what = (-1, "lost") if points < 0 else (1, "won" if points else "lost or won")
+    low, high = sorted(round(100 * sign * row[f"delta_macro_f1_{end}"], 1) + 0.0 for end in ("low", "high"))
+    return f"{abs(points):.1f} points of macro-F1 {what} [{low:.1f}, {high:.1f}]"
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """What the final model is against the teacher, in one sentence."""
+    row = final_row(rows)
+    if row["stage"] == "teacher":
+        return f"the teacher as it is, {size_and_time(row)}: macro-F1 {row['macro_f1']:.4f}"
+    size = ratio_text(row["compression_ratio"], "smaller", "larger", "as large")
+    pace = ratio_text(row["speedup_torch"], "faster", "slower", "as fast")
+    return f"{row['stage']} against the teacher: {size}, {pace}, {points_text(row)}"
+
+
 def size_and_time(row: dict[str, Any]) -> str:
     """A row's megabytes and milliseconds, in words."""
     return f"{row['size_mb']:.2f} MB and {row['latency_ms_p50']:.2f} ms"
@@ -150,7 +187,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """What must not be missed, in words: a larger student, a step that bought nothing, a linear model that wins."""
     rows = headline(rows)
     by_stage = {row["stage"]: row for row in rows}
-    teacher, final, linear = by_stage["teacher"], rows[-1], by_stage["linear"]
+    teacher, final, linear = by_stage["teacher"], final_row(rows), by_stage["linear"]
     said = []
     student = by_stage.get("student")
     if student and student["bytes"] > 1.01 * teacher["bytes"]:
@@ -177,22 +214,183 @@ def stopped_forms(rows: list[dict[str, Any]], limit: float | None) -> list[str]:
             for row in rows if row.get("shipped") is False]  # fmt: skip
 
 
+def read_results(directory: Path | str, names: tuple[str, ...] = (RESULTS,)) -> dict[str, Any]:
+    """What a run (or an ablation, where `names` say so) wrote into its folder; UserError where there is nothing."""
+    for path in (Path(directory) / f"{name}.json" for name in names):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if all(isinstance(row, dict) for row in document["rows"]):
+                return document
+    what = {RESULTS: "a run", ABLATION: "an ablation"}
+    raise UserError(f"{directory} holds " + " and ".join(f"no {name}.json of {what[name]}" for name in names))
+
+
 def read_rows(directory: str) -> list[dict[str, Any]]:
-    """The rows that a run or an ablation wrote into its folder; UserError where there are none."""
-    for path in (Path(directory) / f"{name}.json" for name in (RESULTS, ABLATION)):
-        with suppress(OSError, ValueError, KeyError):
-            return json.loads(path.read_text(encoding="utf-8"))["rows"]
-    raise UserError(f"{directory} holds no {RESULTS}.json of a run and no {ABLATION}.json of an ablation")
+    """The rows that a run or an ablation wrote into its folder."""
+    return read_results(directory, (RESULTS, ABLATION))["rows"]
+
+
+def check_complete(directory: str, rows: list[dict[str, Any]]) -> None:
+    """Refuse results that a page cannot be made of: rows missing, or figures that are no positive numbers."""
+    missing = {"linear", "teacher"} - {str(row.get("stage")) for row in rows}
+    if missing:
+        raise UserError(f"{directory} holds a {RESULTS}.json, but without a row {' and '.join(sorted(missing))}")
+    for row in rows:
+        if not (isinstance(row.get("stage"), str) and isinstance(row.get("parent"), str)):
+            raise UserError(f"{directory} holds a {RESULTS}.json, but a row without its stage or parent")
+        for name in (*FIGURES, *DIFFERENCES):
+            value = row.get(name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or (name in FIGURES[1:] and value <= 0):
+                raise UserError(f"{directory} holds a {RESULTS}.json, but {name} of {row['stage']} is {value}, "
+                                "no figure")  # fmt: skip
+
+
+def trained(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The headline rows without those whose head is trained later."""
+    rows = headline(rows)
+    has_student = any(row["stage"] == "student" for row in rows)
+    return [row for row in rows if not (has_student and row["stage"] in SHAPES)]
+
+
+def confusion(rows: list[dict[str, Any]], stage: str) -> list:
+    """The confusion counts of a stage, those of all repeats added up."""
+    import numpy as np
+
+    return np.sum([row["confusion"] for row in rows if row["stage"] == stage and row.get("repeat") != "mean"],
+                  axis=0).tolist()  # fmt: skip
+
+
+def histories(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Row -> how its stage was trained, epoch by epoch, where it was."""
+    kept = {row["stage"]: Path(row["directory"]) / HISTORY for row in rows}
+    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in kept.items() if path.is_file()}
+
+
+def decision_text(scores: Any, widest: int, labels: list[str], multi_label: bool) -> str:
+    """What probabilities [labels] decide: the class and its own; or all labels, and the probability of `widest`."""
+    if not multi_label:
+        return f"{labels[scores.argmax()]} ({scores.max():.2f})"
+    return f"{names_of(scores > 0.5, labels)} ({labels[widest]} {scores[widest]:.2f})"
+
+
+def names_of(flags: Any, labels: list[str]) -> str:
+    """The labels that hold."""
+    return ", ".join(label for label, flag in zip(labels, flags, strict=True) if flag) or "none"
+
+
+def disagreements(
+    folder: Path, final: str, labels: list[str], multi_label: bool, most: int = 12
+) -> list[dict[str, str]]:
+    """The test texts of the run in `folder` for which a probability of the final model is furthest from the teacher's,
+    the widest gap first: `text`, the `true` label, and what `teacher` and `final` decide."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    predicted = [pq.read_table(folder / "predictions" / f"{name}.parquet") for name in ("teacher", final)]
+    test = pq.read_table(folder / "splits" / "test.parquet", columns=["id", "text", "label"])
+    assert all(one["id"].equals(test["id"]) for one in predicted)
+    scores = [one["probabilities"].combine_chunks().flatten().to_numpy().reshape(len(test), -1) for one in predicted]
+    gaps = np.abs(scores[0] - scores[1])
+    chosen = np.argsort(-gaps.max(axis=1), kind="stable")[:most]
+    found = []
+    for row, one in zip(chosen, test.take(chosen).to_pylist(), strict=True):
+        cut = f" [... of {len(one['text'])} characters]" if len(one["text"]) > MOST_CHARACTERS else ""
+        decided = [decision_text(side[row], gaps[row].argmax(), labels, multi_label) for side in scores]
+        true = names_of(one["label"], labels) if multi_label else labels[one["label"]]
+        found.append({"text": one["text"][:MOST_CHARACTERS] + cut, "true": true, "teacher": decided[0],
+                      "final": decided[1]})  # fmt: skip
+    return found
+
+
+def told(value: Any) -> str:
+    """A value of the options or the machine as text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def run_page(document: dict[str, Any], audit: list[tuple[str, str, str]], with_examples: bool) -> str:
+    """The page of one run: what `results_final.json` holds, and what lies in the folders that its rows name."""
+    import page
+
+    rows, labels = document["rows"], document["labels"]
+    multi_label = document["problem_type"] == "multi_label_classification"
+    shown, final = headline(rows), final_row(rows)["stage"]
+    teacher = next(row for row in shown if row["stage"] == "teacher")
+    repeated = len(dict.fromkeys(row["repeat"] for row in rows)) - 1 if "repeat" in teacher else 0
+    first = f" Of the first repeat, {document['shipped']}." if repeated else ""
+    confusions = [(stage, confusion(rows, stage)) for stage in dict.fromkeys(("teacher", final))]
+    head, lines = page.label_confusions(labels, confusions) if multi_label else ([], [])
+    examples = None
+    if with_examples and final != "teacher":
+        examples = disagreements(Path(teacher["directory"]).parent, final, labels, multi_label)
+    return page.fill(
+        "run", title=document["experiment"], verdict=verdict(rows), cells=cells(rows), final=final, labels=labels,
+        notes=verdicts(rows) + stopped_forms(rows, document["config"]["max_f1_drop"]),
+        means=f"Means of {repeated} repeats. " if repeated else "", first=first,
+        trade_offs=page.trade_offs({row["stage"]: row for row in trained(rows)}), bars=page.bars(shown),
+        untrained=[row["stage"] for row in shown if row not in trained(rows)],
+        curves=page.training_curves(histories(shown)), multi_label=multi_label, confusions=confusions,
+        confusion_head=head, confusion_lines=lines, added=", all repeats added up" if repeated else "",
+        examples=examples, audit=audit, command=document["command"],
+        facts=[(name.replace("_", " "), told(value)) for about in ("split_rows", "machine", "versions")
+               for name, value in document[about].items()],
+        options=[(f"--{name}", told(value)) for name, value in document["config"].items() if value is not None],
+    )  # fmt: skip
+
+
+def write_page(directory: Path, audit: list[tuple[str, str, str]], with_examples: bool = True) -> None:
+    """`report.html` beside the results of a run; `audit` are the lines of what was found in the data."""
+    text = run_page(read_results(directory), audit, with_examples)
+    (directory / PAGE).write_text(text, encoding="utf-8")
+
+
+def comparison_page(directories: list[str]) -> str:
+    """One page of the runs in these folders; tables of ablations, which repeat runs, are passed over."""
+    import page
+
+    runs_alone = [one for one in directories if not (Path(one) / f"{ABLATION}.json").is_file()] or directories
+    documents = {directory: read_results(directory) for directory in dict.fromkeys(runs_alone)}
+    for directory, document in documents.items():
+        check_complete(directory, document["rows"])
+    own = [document.get("experiment") for document in documents.values()]
+    names = [str(name) if name and own.count(name) == 1 else directory
+             for directory, name in zip(documents, own, strict=True)]  # fmt: skip
+    runs, points = [], {}
+    for name, document in zip(names, documents.values(), strict=True):
+        rows = document["rows"]
+        runs.append({"name": name, "cells": cells([final_row(rows)])[1], "verdict": verdict(rows),
+                     "notes": verdicts(rows)})  # fmt: skip
+        points |= {f"{name} {row['stage']}": row for row in trained(rows)}
+    data = {told(document.get("config", {}).get("dataset_path")) for document in documents.values()}
+    return page.fill(
+        "comparison", title="Runs compared", runs=runs, head=["Run", "Form", *(heading for heading, _ in TABLE[1:])],
+        notes=[f"these runs are of different data: {', '.join(sorted(data))}"] if len(data) > 1 else [],
+        trade_offs=page.trade_offs(points, only_front=True), best=page.fronts(points))  # fmt: skip
+
+
+def write_comparison(directories: list[str], file: Path) -> None:
+    """`comparison_page` as a file that is whole or absent."""
+    if not file.parent.is_dir() or file.is_dir():
+        raise UserError(f"--html is {file}, but must be a file in a folder that is there")
+    text, partial = comparison_page(directories), file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table of each folder."""
-    parser = argparse.ArgumentParser(prog="report.py", description="Print the table of a finished run.")
+    """Print the table of each folder, or write one page of all."""
+    what = "Print the table of a finished run, or compare runs."
+    parser = argparse.ArgumentParser(prog="report.py", description=what)
     parser.add_argument("directory", nargs="+", help="folder in compressed_models/")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="how to print it (default: text)")
-    args = parser.parse_args(argv)
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--format", choices=tuple(FORMATS), default="text", help="how to print it (default: text)")
+    shape.add_argument("--html", type=Path, metavar="FILE", help="write one page that compares the runs instead")
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(message))
     try:
-        print("\n\n".join(FORMATS[args.format](read_rows(directory)) for directory in args.directory))
+        args = parser.parse_args(argv)
+        if args.html:
+            write_comparison(args.directory, args.html)
+        else:
+            print("\n\n".join(FORMATS[args.format](read_rows(one)) for one in args.directory))
     except UserError as error:
         return error.tell("report.py")
     return 0

@@ -37,7 +37,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import processor
-from artifacts import CHECKPOINTS
+from artifacts import CHECKPOINTS, HISTORY, write_json
 from compression_config import SoftTargetOptions, TeacherOptions, TrainingOptions, UserError
 from data import label_array, labelled_rows, read_tokens, token_lengths, write_tokens
 from dropout import draw_bytes_
@@ -220,6 +220,16 @@ def load_best_(model: PreTrainedModel, last: Path) -> None:
     load_model(model, best / "model.safetensors")
 
 
+def epochs_of(state: dict) -> list[dict]:
+    """What the Trainer logged of each epoch: `loss` on training rows, `eval_loss` and `eval_macro_f1` on validation
+    rows, and whether its weights were `kept`."""
+    epochs: dict[int, dict] = {}
+    for entry in state["log_history"]:
+        known = {name: entry[name] for name in ("epoch", "loss", "eval_loss", "eval_macro_f1") if name in entry}
+        epochs.setdefault(entry["step"], {"kept": entry["step"] == state["best_global_step"]}).update(known)
+    return [epoch for epoch in epochs.values() if "eval_macro_f1" in epoch]
+
+
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """What chooses the epoch: macro-F1 of the validation rows."""
     return {"macro_f1": macro_f1(prediction.label_ids, decide(prediction.predictions, prediction.label_ids.ndim == 2))}
@@ -231,7 +241,7 @@ def train_(
     callbacks: tuple[TrainerCallback, ...] = (), settle: float = 0.0,
 ) -> list[dict]:  # fmt: skip
     """Train `model` in place and leave the weights of the best validation epoch in it, of those that end after the
-    share `settle` of all steps; the history of all epochs."""
+    share `settle` of all steps; the history of all epochs, which `history.json` keeps."""
     parts = {}
     for name in ("train", "validation"):
         tokens = work_dir / CHECKPOINTS / f"{name}.arrow"
@@ -256,7 +266,10 @@ def train_(
         wait()
         last = last_checkpoint(work_dir / CHECKPOINTS)
     load_best_(model, last)
-    return read_state(last)["log_history"]
+    state = read_state(last)
+    if is_first():
+        write_json(work_dir / HISTORY, epochs_of(state))
+    return state["log_history"]
 
 
 def hard_weights(splits: DatasetDict, task: Task, options: TrainingOptions) -> Tensor | None:

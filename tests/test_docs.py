@@ -32,7 +32,8 @@ from stages import STAGES
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCS = {"TECHNICAL_DOCS", "benchmarks", "run_combinations", "PIPELINE_DOCUMENTATION", "compression_config", "data",
-        "distillation", "evaluation", "export", "inference", "main", "pruning", "quantization", "log"}  # fmt: skip
+        "distillation", "evaluation", "export", "inference", "main", "pruning", "quantization", "report",
+        "log"}  # fmt: skip
 SCREEN = 46  # lines of a page, its generated tables left out
 MOST = {"teacher_epochs": 1, "epochs": 1, "fine_tune_epochs": 1, "max_length": 32, "calibration_samples": 16}
 NOT_RUN = ("pip install ", "python -m pytest ", "python3 -m venv ", ". .venv/bin/activate ", "ruff check ")
@@ -158,6 +159,9 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
                     run_command(words)
                 elif words[:2] == ["python", "inference.py"]:
                     label(words[2:])
+                elif words[:2] == ["python", "report.py"]:
+                    named = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in words[2:]]
+                    assert report.main([word for found in named for word in found]) == 0
         elif language == "python":
             exec(compile(content, "example", "exec"), {})
         elif language == "yaml":

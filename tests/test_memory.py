@@ -52,7 +52,7 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "pipeline": set(), "run_ablation": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
     "tune_threshold": set(), "group_column": ALL, "num_folds": ALL, "validation_path": ALL, "test_path": ALL,
     "output_dir": set(), "reuse": set(), "overwrite": set(), "config": set(), "quiet": set(), "verbose": set(),
-    "report_to": set(),
+    "report_to": set(), "no_examples": set(),
 }  # fmt: skip
 FROM_THE_FILE = {"dataset_path", "text_column", "label_columns", "validation_fraction", "test_fraction",
                  "data_fraction", "group_column", "num_folds", "validation_path", "test_path",
