@@ -235,7 +235,7 @@ def check_complete(directory: str, rows: list[dict[str, Any]]) -> None:
     missing = {"linear", "teacher"} - {str(row.get("stage")) for row in rows}
     if missing:
         raise UserError(f"{directory} holds a {RESULTS}.json, but without a row {' and '.join(sorted(missing))}")
-    for row in rows:
+    for row in headline(rows):
         if not (isinstance(row.get("stage"), str) and isinstance(row.get("parent"), str)):
             raise UserError(f"{directory} holds a {RESULTS}.json, but a row without its stage or parent")
         for name in (*FIGURES, *DIFFERENCES):
