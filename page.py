@@ -23,7 +23,7 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif;
   -webkit-text-size-adjust: 100%; overflow-wrap: anywhere }
-main { max-width: 66rem; margin: 0 auto; padding: 1.75rem 1rem 4rem }
+main { max-width: 70rem; margin: 0 auto; padding: 1.75rem 1rem 4rem }
 h1 { font-size: 1rem; font-weight: 600; color: var(--muted); margin: 0 }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 3rem 0 .6rem }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
@@ -35,7 +35,7 @@ a { color: var(--c1) }
 .scroll { overflow-x: auto; margin: .8rem 0 }
 .scroll:focus-visible { outline: 2px solid var(--c1); outline-offset: 2px }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th, td { padding: .38rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th { font-weight: 600; color: var(--muted) }
 th:first-child, td:first-child, .words td, .words th { text-align: left; padding-left: 0 }
 tbody th { color: var(--ink); font-weight: 400 }
@@ -44,7 +44,7 @@ tbody th { color: var(--ink); font-weight: 400 }
 .bar { display: inline-block; vertical-align: middle; height: .7rem; min-width: 1px; border-radius: 1px;
   background: var(--c1); margin-right: .55rem; width: calc(var(--share) * min(14rem, 17vw)) }
 .ms .bar { background: var(--c3) }
-.bars th, .bars td { text-align: left }
+.bars th, .bars td, .runs tr > :nth-child(2) { text-align: left }
 @media (max-width: 30rem) { th, td { padding: .38rem .55rem } }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2.5rem }
 figure { margin: .5rem 0; min-width: 0 }
@@ -154,15 +154,17 @@ COMPARISON = """{% extends "page" %}{% import "parts" as parts %}{% block conten
 <p class="aside">Brackets hold 95 % intervals. Ratios and differences are to each run's own teacher. Times come from
 different runs: they compare where the machine was the same and had nothing else to do.</p>
 {{ parts.notes(notes) }}
-<div class="scroll" tabindex="0" role="region" aria-label="All runs"><table>
+<div class="scroll" tabindex="0" role="region" aria-label="All runs"><table class="runs">
 <thead><tr>{% for cell in head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead><tbody>{% for run in runs %}
 <tr><th scope="row"><a href="#run-{{ loop.index }}">{{ run.name }}</a></th>
 {%- for cell in run.cells %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
 <h2>Quality against size and latency, every form of every run</h2>
-{{ parts.figures(trade_offs) }}
 <p class="aside">The line is the Pareto front; the forms on it are named.</p>
-{{ parts.table(["On a front", "MB", "ms", "macro-F1"], best, "The Pareto fronts") }}
+{% for one in groups %}{% if groups | length > 1 %}<h3>{{ one.data }}</h3>{% endif %}
+{{ parts.figures(one.trade_offs) }}
+{{ parts.table(["On a front", "MB", "ms", "macro-F1"], one.best, "The Pareto fronts") }}
+{% endfor %}
 <h2>Run by run</h2>
 {% for run in runs %}<section id="run-{{ loop.index }}"><h3>{{ run.name }}</h3><p>{{ run.verdict }}</p>
 {{ parts.notes(run.notes) }}</section>
@@ -194,9 +196,10 @@ def points(rows: dict[str, dict[str, Any]], cost: str) -> list[Point]:
             for name, row in rows.items()]  # fmt: skip
 
 
-def trade_offs(rows: dict[str, dict[str, Any]], only_front: bool = False) -> list[Markup]:
-    """Quality against size, and against latency, of the named rows."""
-    return [Markup(plots.quality_against(points(rows, cost), label, cost, only_front)) for cost, label in COSTS.items()]
+def trade_offs(rows: dict[str, dict[str, Any]], name: str = "", only_front: bool = False) -> list[Markup]:
+    """Quality against size, and against latency, of the named rows; `name` keeps plots of one page apart."""
+    return [Markup(plots.quality_against(points(rows, cost), label, cost + name, only_front))
+            for cost, label in COSTS.items()]  # fmt: skip
 
 
 def fronts(rows: dict[str, dict[str, Any]]) -> list[list[str]]:

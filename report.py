@@ -354,17 +354,19 @@ def comparison_page(directories: list[str]) -> str:
     own = [document.get("experiment") for document in documents.values()]
     names = [str(name) if name and own.count(name) == 1 else directory
              for directory, name in zip(documents, own, strict=True)]  # fmt: skip
-    runs, points = [], {}
+    runs, groups = [], {}
     for name, document in zip(names, documents.values(), strict=True):
         rows = document["rows"]
         runs.append({"name": name, "cells": cells([final_row(rows)])[1], "verdict": verdict(rows),
                      "notes": verdicts(rows)})  # fmt: skip
+        points = groups.setdefault(told(document.get("config", {}).get("dataset_path")), {})
         points |= {f"{name} {row['stage']}": row for row in trained(rows)}
-    data = {told(document.get("config", {}).get("dataset_path")) for document in documents.values()}
+    drawn = [{"data": data, "trade_offs": page.trade_offs(points, f"-{number}", only_front=True),
+              "best": page.fronts(points)} for number, (data, points) in enumerate(groups.items())]  # fmt: skip
     return page.fill(
         "comparison", title="Runs compared", runs=runs, head=["Run", "Form", *(heading for heading, _ in TABLE[1:])],
-        notes=[f"these runs are of different data: {', '.join(sorted(data))}"] if len(data) > 1 else [],
-        trade_offs=page.trade_offs(points, only_front=True), best=page.fronts(points))  # fmt: skip
+        notes=[f"these runs are of different data, each with plots of its own: {', '.join(groups)}"]
+        if len(groups) > 1 else [], groups=drawn)  # fmt: skip
 
 
 def write_comparison(directories: list[str], file: Path) -> None:

@@ -31,6 +31,7 @@ MATHS, STAGES, SPLITS = "tests/test_compression.py", "tests/test_stages.py", "te
 PIPELINES, UNCERTAINTY = "tests/test_pipelines.py", "tests/test_uncertainty.py"
 KD, STRUCTURE = "tests/test_distillation.py", "tests/test_structure.py"
 MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
+REPORT = "tests/test_report.py"
 GATE, EXPORT, SCORER = "tests/test_gate.py", "tests/test_export.py", "tests/test_inference.py"
 ABLATION = "tests/test_ablation.py"
 CARD, CONSOLE = "tests/test_card.py", "tests/test_console.py"
@@ -254,6 +255,19 @@ FAULTS = (
     Fault("the log begins anew with each run", "console.py", 'super().__init__(path, encoding="utf-8"',
           'super().__init__(path, "w", encoding="utf-8"', f"{CONSOLE} -k bars_and_logs"),
     Fault("a resumed bar starts at nothing", "training.py", "initial=state.global_step, ", "", f"{CONSOLE} -k resumed"),
+    Fault("a page that escapes nothing", "page.py", "autoescape=True", "autoescape=False", f"{REPORT} -k only_text"),
+    Fault("direction marks let through", "page.py", "finalize=visible, ", "", f"{REPORT} -k only_text"),
+    Fault("points lost said to be won", "report.py", "(-1, \"lost\") if points < 0", "(1, \"won\") if points < 0",
+          f"{REPORT} -k one_sentence"),
+    Fault("the verdict of a form held back", "report.py", 'if row.get("shipped", True)][-1]', "][-1]",
+          f"{REPORT} -k is_shipped"),
+    Fault("the nearest probabilities first", "report.py", "np.argsort(-gaps.max(axis=1)", "np.argsort(gaps.max(axis=1)",
+          f"{REPORT} -k widest"),
+    Fault("beaten points on the front", "plots.py", "point.quality > found[-1].quality", "point.quality > 0",
+          f"{REPORT} -k pareto"),
+    Fault("a history that is part of a model", "artifacts.py", "BESIDE = (RECORD, HISTORY,", "BESIDE = (RECORD,",
+          f"{REPORT} -k neither_bytes"),
+    Fault("texts shown all the same", "report.py", "if with_examples and final", "if final", f"{REPORT} -k without"),
     Fault("the head quantized", "quantization.py", "if name not in fitting]", "if name not in linears]",
           f"{QUANTIZATION} -k head"),
     Fault("the image's torch replaced", TEMPLATE, 'requirements, "-c", constraints, *offline]',

@@ -3,8 +3,10 @@
 import json
 import random
 import re
+import shlex
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import page
 import plots
 import report
 from artifacts import file_digests, find_finished, read_record
+from compression_config import Options, as_command, as_record, parse_options
 from experiment import mean_rows
 from plots import Point
 from training import epochs_of
@@ -145,7 +148,7 @@ def test_without_examples_no_comment_is_shown_and_nothing_is_made_again(artifact
 def test_all_of_the_run_is_on_its_page(artifact):
     document, html = read(artifact)
     parsed = Parsed(html)
-    assert parsed.pieces[-1] == document["command"]
+    assert parsed.pieces[-1] == as_command(document["config"])
     assert all(version in parsed.text for version in document["versions"].values())
     labels = [attributes["aria-label"] for tag, attributes in parsed.tags if tag == "svg"]
     assert [label.split(" ")[0] for label in labels] == ["Macro-F1", "Macro-F1", "validation", "training"]
@@ -269,6 +272,17 @@ def test_what_would_hide_or_reorder_is_shown_by_number_and_what_writing_needs_st
     assert page.visible("ক\u200dষ\u200c\n👨\u200d👩") == "ক\u200dষ\u200c\n👨\u200d👩"
 
 
+@pytest.mark.parametrize("argv", [
+    [], ["--pipeline", "kd_only", "--seeds", "1", "2", "--kd_baseline", "--batch", "8", "--device", "cpu"],
+    ["--text_column", "a b'c", "--label_columns", "x", "y z", "--ffn_width", "0.5", "--trim_vocab", "auto"],
+])  # fmt: skip
+def test_the_command_gives_the_options_again(argv):
+    options = parse_options(argv)
+    shown = as_command(as_record(options))
+    assert parse_options(shlex.split(shown.replace("\\\n", ""))[2:]) == options
+    assert as_command(as_record(replace(Options(), config="x.yaml"))) == "python main.py"
+
+
 @pytest.fixture
 def two_runs(artifact, tmp_path) -> list[str]:
     other = tmp_path / "other"
@@ -289,7 +303,9 @@ def test_many_runs_are_compared_on_one_page(two_runs, tmp_path):
     targets = {attributes.get("id") for _, attributes in parsed.tags}
     links = [attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"]
     assert links == ["run-1", "run-2"] and set(links) <= targets
-    assert parsed.text.count(report.verdict(rows)) == 2 and "different data: /" in parsed.text
+    assert parsed.text.count(report.verdict(rows)) == 2 and "different data, each with plots" in parsed.text
+    fronts = [{line[0].rsplit(" ", 1)[0] for line in table[1:]} for table in parsed.tables[1:]]
+    assert fronts == [{"run"}, {"<b>other"}] and html.count("<svg ") == 4
     assert list(tmp_path.glob("*.partial")) == []
 
 
