@@ -3,10 +3,8 @@
 import json
 import random
 import re
-import shlex
 import shutil
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import page
 import plots
 import report
 from artifacts import file_digests, find_finished, read_record
-from compression_config import Options, as_command, as_record, parse_options
 from experiment import mean_rows
 from plots import Point
 from training import epochs_of
@@ -148,7 +145,7 @@ def test_without_examples_no_comment_is_shown_and_nothing_is_made_again(artifact
 def test_all_of_the_run_is_on_its_page(artifact):
     document, html = read(artifact)
     parsed = Parsed(html)
-    assert parsed.pieces[-1] == as_command(document["config"])
+    assert parsed.pieces[-1] == document["command"]
     assert all(version in parsed.text for version in document["versions"].values())
     labels = [attributes["aria-label"] for tag, attributes in parsed.tags if tag == "svg"]
     assert [label.split(" ")[0] for label in labels] == ["Macro-F1", "Macro-F1", "validation", "training"]
@@ -270,17 +267,6 @@ def test_counts_of_several_labels_are_named():
 def test_what_would_hide_or_reorder_is_shown_by_number_and_what_writing_needs_stays():
     assert page.visible("a\u202eb\x00\u2066\u00ad") == "a[U+202E]b[U+0000][U+2066][U+00AD]"
     assert page.visible("ক\u200dষ\u200c\n👨\u200d👩") == "ক\u200dষ\u200c\n👨\u200d👩"
-
-
-@pytest.mark.parametrize("argv", [
-    [], ["--pipeline", "kd_only", "--seeds", "1", "2", "--kd_baseline", "--batch", "8", "--device", "cpu"],
-    ["--text_column", "a b'c", "--label_columns", "x", "y z", "--ffn_width", "0.5", "--trim_vocab", "auto"],
-])  # fmt: skip
-def test_the_command_gives_the_options_again(argv):
-    options = parse_options(argv)
-    shown = as_command(as_record(options))
-    assert parse_options(shlex.split(shown.replace("\\\n", ""))[2:]) == options
-    assert as_command(as_record(replace(Options(), config="x.yaml"))) == "python main.py"
 
 
 @pytest.fixture
