@@ -23,7 +23,7 @@ from ranks import is_first
 
 CHATTY = ("torch.utils._pytree",)  # warns, at each import of torchao, of what concerns torchao's makers
 LIBRARIES = ("transformers", "datasets", "huggingface_hub")  # each has handlers and a level of its own
-OURS = tuple(path.stem for path in Path(__file__).parent.glob("*.py"))
+OURS = ("__main__", *(path.stem for path in Path(__file__).parent.glob("*.py")))
 
 
 class Plain(logging.Formatter):

@@ -244,7 +244,7 @@ FAULTS = (
           f"{SCORER} -k in_order"),
     Fault("a changed file served", "inference.py", "recorded.get(name) != found[name]", "False",
           f"{SCORER} -k changed_since"),
-    Fault("names unescaped in the card", "card.py", 'ACTIVE.sub(r"\\\1", one_line(text))', "one_line(text)",
+    Fault("names unescaped in the card", "card.py", r'ACTIVE.sub(r"\\\1", one_line(text))', "one_line(text)",
           f"{CARD} -k breaks"),
     Fault("the card shows another form's F1", "card.py", 'f"{row[f\'f1.{label}\']:.4f}" for row in [teacher, *forms]',
           'f"{teacher[f\'f1.{label}\']:.4f}" for row in [teacher, *forms]', f"{CARD} -k figures"),
