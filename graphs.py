@@ -144,17 +144,21 @@ def _write_ranges(source: Path, calibration: Calibration, folder: Path) -> Path:
 
 
 def onnx_int4(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
-    """Weights of products and embeddings in 4 bits, symmetric, a scale for each 128; computed with int8
-    activations. Gemms, such as pooler and head, stay in fp32."""
+    """Weights of products and embeddings in 4 bits, symmetric, head and pooler too, a scale for each 128; computed with
+    int8 activations."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
-    axes = (("MatMul", 0), ("Gather", 1))
+    axes, named = (("MatMul", 0), ("Gather", 1)), _onnx_nodes(source, whole)
     with quiet():
+        model = ONNXModel(onnx.load(source))
+        model.replace_gemm_with_matmul()
+        model.clean_initializers()
         scheme = DefaultWeightOnlyQuantConfig(ONNX_INT4_BLOCK, is_symmetric=True, accuracy_level=4,
                                               op_types_to_quantize=("MatMul", "Gather"), quant_axes=axes)  # fmt: skip
-        quantizer = MatMulNBitsQuantizer(onnx.load(source), nodes_to_exclude=_onnx_nodes(source, whole),
-                                         algo_config=scheme)  # fmt: skip
+        quantizer = MatMulNBitsQuantizer(model.model, algo_config=scheme,
+                                         nodes_to_exclude=[*named, *(f"{name}_MatMul" for name in named)])  # fmt: skip
         quantizer.process()
         quantizer.model.save_model_to_file(str(target))
 

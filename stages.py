@@ -86,7 +86,7 @@ STAGES = {
     "prune": Stage(prune, PruneOptions, "pruned", 4, reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
     "quantize": Stage(quantize, QuantizeOptions, "", 2),
-    "export": Stage(export, ExportOptions, "", 2),
+    "export": Stage(export, ExportOptions, "", 3),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
 DOES: dict[str, Callable[[Any], str]] = {  # stage -> its options -> what it does, and why
