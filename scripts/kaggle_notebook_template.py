@@ -187,13 +187,9 @@ if CODE not in (0, 3):  # 3: done, but a form was kept back
 
 # %%
 def show_report(artifact: Path) -> None:
-    """The report, in a frame that keeps its styles to itself; else the results as a table."""
-    import pandas
+    """The report, in a frame that keeps its styles to itself."""
     from IPython.display import HTML, display
 
-    if not (artifact / "report.html").is_file():
-        display(pandas.read_csv(artifact / "results_final.csv"))
-        return
     page = html.escape((artifact / "report.html").read_text(encoding="utf-8"))
     display(HTML(f'<div><iframe srcdoc="{page}" style="width: 100%; height: 900px; border: 0"></iframe></div>'))
 

@@ -146,10 +146,12 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
         Path("scored.csv").unlink(missing_ok=True)
         rows = [{"text": "a good river"}, {"text": "a vile road"}]
         stdin = io.BytesIO("\n".join(map(json.dumps, rows)).encode())
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), write_through=True))
-        assert inference.main(argv) == 0
-        written = Path("scored.csv").read_bytes() if "scored.csv" in argv else sys.stdout.buffer.getvalue()
+        stdout = io.TextIOWrapper(io.BytesIO(), write_through=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+            patch.setattr(sys, "stdout", stdout)
+            assert inference.main(argv) == 0
+        written = Path("scored.csv").read_bytes() if "scored.csv" in argv else stdout.buffer.getvalue()
         assert len(written.splitlines()) == (161 if "scored.csv" in argv else 2)
 
     def run(language: str, content: str) -> None:
@@ -249,7 +251,7 @@ def test_the_diagram_shows_every_stage():
 
 def test_every_option_that_a_page_names_exists():
     for page in PAGES:
-        others = r"python (report|benchmark|inference|scripts/bench_\w+)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
+        others = r"python (report|benchmark|inference|scripts/\w+)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
         of_the_pipeline = re.sub(others, "", text_of(page))
         named = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", of_the_pipeline))
         ours = re.findall(r"--(\w+)", inference.build_parser().format_help()) if page.stem == "inference" else []

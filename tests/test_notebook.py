@@ -1,5 +1,6 @@
 """The Kaggle notebook: converted, run on tiny data, and what it says where inputs are missing or in doubt."""
 
+import html
 import json
 import os
 import re
@@ -89,11 +90,10 @@ def found() -> tuple[str, str, str]:
     return names["DATASET"], names["TEACHER"], names["REUSE"]
 
 
-def executed(folder: Path, extra: str = "") -> tuple[nbformat.NotebookNode, bool]:
-    """The converted notebook after a run in a kernel of its own, with `extra` as one more cell; whether it ended."""
+def executed(folder: Path) -> tuple[nbformat.NotebookNode, bool]:
+    """The converted notebook after a run in a kernel of its own, and whether it ended."""
     make_notebook.main([str(folder / "kaggle.ipynb")])
     document = nbformat.read(folder / "kaggle.ipynb", as_version=4)
-    document.cells += [nbformat.v4.new_code_cell(extra)] if extra else []
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     client = NotebookClient(document, timeout=300, resources={"metadata": {"path": str(folder)}})
     try:
@@ -119,8 +119,7 @@ def test_the_notebook_runs_on_attached_inputs_goes_on_from_earlier_output_and_sh
     with quick_measuring(lambda function, *arguments: function(*arguments)):
         assert main([*argv, *TINY.replace("kd_only", "baseline").split()]) == 0
     monkeypatch.setenv("EXTRA_ARGS", TINY)
-    document, ended = executed(tmp_path, "(ARTIFACT / 'report.html').write_text('<p>a report</p>')\n"
-                               "show_report(ARTIFACT)")  # fmt: skip
+    document, ended = executed(tmp_path)
     text = shown(document)
     assert ended, text
     assert re.search(r"^GPUs: +none\ninternet: no\ninputs: +comments, encoder, session$", text, re.M)
@@ -128,9 +127,9 @@ def test_the_notebook_runs_on_attached_inputs_goes_on_from_earlier_output_and_sh
     (results,) = (tmp_path / "working").glob("compressed_models/*/results_final.csv")
     rows = pd.read_csv(results).set_index("stage")
     assert rows.remembered.to_dict() == {"linear": True, "teacher": True, "student": False}
-    tables = [output["data"]["text/html"] for cell in document.cells[-2:] for output in cell.outputs
-              if output["output_type"] == "display_data"]  # fmt: skip
-    assert "macro_f1" in tables[0] and 'srcdoc="&lt;p&gt;a report&lt;/p&gt;"' in tables[1]
+    (frame,) = (output["data"]["text/html"] for output in document.cells[-1].outputs
+                if output["output_type"] == "display_data")  # fmt: skip
+    assert html.unescape(re.search('srcdoc="(.*?)"', frame, re.S)[1]) == (results.parent / "report.html").read_text()
 
 
 def test_offline_without_inputs_the_notebook_says_what_to_attach_and_shows_no_traceback(place, tmp_path):
