@@ -160,7 +160,7 @@ different runs: they compare where the machine was the same and had nothing else
 {%- for cell in run.cells %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
 <h2>Quality against size and latency, every form of every run</h2>
-<p class="aside">The line is the Pareto front; the forms on it are named.</p>
+<p class="aside">The line is the Pareto front; the forms on it are named where there is room, and listed.</p>
 {% for one in groups %}{% if groups | length > 1 %}<h3>{{ one.data }}</h3>{% endif %}
 {{ parts.figures(one.trade_offs) }}
 {{ parts.table(["On a front", "MB", "ms", "macro-F1"], one.best, "The Pareto fronts") }}

@@ -324,7 +324,7 @@ def run_page(document: dict[str, Any], audit: list[tuple[str, str, str]], with_e
         examples = disagreements(Path(teacher["directory"]).parent, final, labels, multi_label)
     return page.fill(
         "run", title=document["experiment"], verdict=verdict(rows), cells=cells(rows), final=final, labels=labels,
-        notes=verdicts(rows) + stopped_forms(rows, document["config"]["max_f1_drop"]),
+        notes=verdicts(rows) + stopped_forms(shown, document["config"]["max_f1_drop"]),
         means=f"Means of {repeated} repeats. " if repeated else "", first=first,
         trade_offs=page.trade_offs({row["stage"]: row for row in trained(rows)}), bars=page.bars(shown),
         untrained=[row["stage"] for row in shown if row not in trained(rows)],

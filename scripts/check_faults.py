@@ -256,7 +256,7 @@ FAULTS = (
           'super().__init__(path, "w", encoding="utf-8"', f"{CONSOLE} -k bars_and_logs"),
     Fault("a resumed bar starts at nothing", "training.py", "initial=state.global_step, ", "", f"{CONSOLE} -k resumed"),
     Fault("a page that escapes nothing", "page.py", "autoescape=True", "autoescape=False", f"{REPORT} -k only_text"),
-    Fault("direction marks let through", "page.py", "finalize=visible, ", "", f"{REPORT} -k only_text"),
+    Fault("direction marks let through", "page.py", "finalize=visible, ", "", f"{REPORT} -k findings"),
     Fault("points lost said to be won", "report.py", "(-1, \"lost\") if points < 0", "(1, \"won\") if points < 0",
           f"{REPORT} -k one_sentence"),
     Fault("the verdict of a form held back", "report.py", 'if row.get("shipped", True)][-1]', "][-1]",

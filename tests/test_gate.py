@@ -12,7 +12,7 @@ from encoders import Task
 from engines import load, predict_logits
 from evaluation import macro_f1
 from gate import Gate, round_input, rounded_weight, sensitivities
-from report import read_rows
+from report import read_results
 
 OUTLIER = "bert.encoder.layer.1.output.dense"
 
@@ -58,7 +58,7 @@ def command(fragile, *more: str) -> list[str]:
 def test_a_form_that_collapses_is_not_shipped_and_the_results_tell(fragile, run_main, capsys):
     assert run_main(command(fragile, "--experiment", "stopped")) == 3
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("main.py: ")]
-    rows = {row["stage"]: row for row in read_rows(str(fragile / "compressed_models" / "stopped"))}
+    rows = {row["stage"]: row for row in read_results(fragile / "compressed_models" / "stopped")["rows"]}
     stopped = {name for name, row in rows.items() if row.get("shipped") is False}
     assert {"dynamic", "dynamic-onnx", "onnx-int8"} <= stopped and "onnx" not in stopped
     assert len(said) == len(stopped)
@@ -72,7 +72,8 @@ def test_a_form_that_collapses_is_not_shipped_and_the_results_tell(fragile, run_
 
 def test_the_gate_measures_on_validation_alone(fragile, run_main):
     run_main(command(fragile, "--experiment", "stopped"))
-    row = next(row for row in read_rows(str(fragile / "compressed_models" / "stopped")) if row["stage"] == "onnx-int8")
+    rows = read_results(fragile / "compressed_models" / "stopped")["rows"]
+    row = next(row for row in rows if row["stage"] == "onnx-int8")
     kept = fragile / "models" / "stopped"
     scores = {}
     for split in ("validation", "test"):
@@ -85,7 +86,7 @@ def test_the_gate_measures_on_validation_alone(fragile, run_main):
 
 def test_quant_auto_leaves_the_layer_at_fault_whole_and_ships(fragile, run_main):
     assert run_main(command(fragile, "--quant_auto", "--experiment", "rescued")) == 0
-    rows = {row["stage"]: row for row in read_rows(str(fragile / "compressed_models" / "rescued"))}
+    rows = {row["stage"]: row for row in read_results(fragile / "compressed_models" / "rescued")["rows"]}
     for name in ("dynamic", "dynamic-onnx", "onnx-int8"):
         assert rows[name]["shipped"] and rows[name]["validation_drop"] <= 0.03
         assert OUTLIER in rows[name]["layers_left_whole"].split(", ")

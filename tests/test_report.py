@@ -134,6 +134,15 @@ def test_a_page_is_self_contained_and_its_comments_are_only_text(artifact):
     assert shown.count(LABELS[0]) >= 3 and document["labels"] == sorted(LABELS)
 
 
+def test_names_and_findings_are_only_text_too(artifact):
+    document, _ = read(artifact)
+    hostile = document | {"experiment": " ".join(HOSTILE), "machine": dict(zip("abcdefgh", HOSTILE, strict=True))}
+    html = report.run_page(hostile, [(mark, mark, mark) for mark in HOSTILE], True)
+    check_self_contained(html)
+    assert not re.search("[\u202e\u202c\u0007\u009f]", html)
+    assert [line[1] for line in Parsed(html).tables[4]] == [page.visible(mark) for mark in HOSTILE]
+
+
 def test_without_examples_no_comment_is_shown_and_nothing_is_made_again(artifact, elsewhere):
     again = run(elsewhere, artifact.parent.parent, "--experiment", "quiet", "--no_examples")
     document, html = read(again)
