@@ -192,6 +192,9 @@ def origin_section(teacher: Row, options: dict[str, Any]) -> str:
     if "prune" in steps:
         lines.append(f"- Pruned: {100 * options['prune_sparsity']:g} % of the encoder's weights are zero "
                      f"(`{options['prune_method']}`); {options['fine_tune_epochs']} epochs of recovery.")  # fmt: skip
+    if options["qat"] != "none":
+        lines.append(f"- Made ready for `{options['qat']}`: {options['qat_epochs']} epochs with its "
+                     "rounding in the loop.")  # fmt: skip
     if "quantize" in steps:
         lines.append(f"- Quantized: `{options['quant_method']}`.")
     if options["export"] != "none":

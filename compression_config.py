@@ -241,6 +241,15 @@ class PruneOptions(SoftTargetOptions, CalibrationOptions):
 
 
 @dataclass(frozen=True)
+class QatOptions(SoftTargetOptions):
+    """Stage `qat`: train with the rounding of fewer bits in the loop."""
+
+    qat: str = knob(str, "none", "bits that the weights are made ready for before they are quantized and exported",
+                    choices=("none", "int8", "int4"))  # fmt: skip
+    qat_epochs: int = knob(int, 2, "epochs of that training", rule=POSITIVE)
+
+
+@dataclass(frozen=True)
 class GateOptions(CalibrationOptions):
     """What a form in fewer bits may lose."""
 
@@ -307,15 +316,15 @@ class LogOptions:
 
 @dataclass(frozen=True)
 class Options(
-    LogOptions, PlaceOptions, PipelineOptions, ExportOptions, QuantizeOptions, PruneOptions, NarrowOptions, TrimOptions,
-    DistillOptions, TeacherOptions, DataOptions,
+    LogOptions, PlaceOptions, PipelineOptions, ExportOptions, QuantizeOptions, QatOptions, PruneOptions, NarrowOptions,
+    TrimOptions, DistillOptions, TeacherOptions, DataOptions,
 ):
     """Every option of a run."""
 
 
 OPTION_GROUPS = (PipelineOptions, DataOptions, SeedOptions, LengthOptions, ComputeOptions, TrainingOptions,
                  TeacherOptions, StudentOptions, SoftTargetOptions, DistillOptions, TrimOptions, NarrowOptions,
-                 CalibrationOptions, PruneOptions, QuantizeOptions, ExportOptions, GateOptions,
+                 CalibrationOptions, PruneOptions, QatOptions, QuantizeOptions, ExportOptions, GateOptions,
                  PlaceOptions, LogOptions)  # fmt: skip
 MAIN_FLAGS = ("pipeline", "dataset_path", "teacher_path", "student_path", "teacher_epochs", "epochs",
               "fine_tune_epochs", "batch", "prune_method", "prune_sparsity", "quant_method")  # fmt: skip
@@ -493,7 +502,8 @@ def idle_options(options: Options) -> dict[str, str]:
     """The options that are given and of no use to the pipeline, and why."""
     stages, more, idle = PIPELINES[options.pipeline], more_texts(options), {}
     distils, quantizes = "distill" in stages, "quantize" in stages
-    if more and not (distils or "prune" in stages) and (more == ["augment"] or options.trim_vocab == "none"):
+    taught = distils or "prune" in stages or options.qat != "none"
+    if more and not taught and (more == ["augment"] or options.trim_vocab == "none"):
         idle |= dict.fromkeys(more, f"--{more[0]} is given, but --pipeline {options.pipeline} trains nothing on the "
                                     "teacher's outputs")  # fmt: skip
     if options.ffn_width and not distils and not ("prune" in stages and options.fine_tune_epochs):
@@ -501,9 +511,10 @@ def idle_options(options: Options) -> dict[str, str]:
                              "would make it good")  # fmt: skip
     if options.kd_baseline and not distils:
         idle["kd_baseline"] = f"--kd_baseline is given, but --pipeline {options.pipeline} trains no student"
-    if options.quant_auto and options.export == "none" and not (quantizes and options.quant_method != "fp16"):
-        idle["quant_auto"] = ("--quant_auto is given, but nothing is quantized layer by layer; give --export, or a "
-                              "pipeline with --quant_method dynamic, static or int4")  # fmt: skip
+    if options.export == "none" and not (quantizes and options.quant_method != "fp16"):
+        needs = "but nothing is stored in integers; give --export, or a pipeline with --quant_method dynamic, static "
+        idle |= {name: f"--{name} is given, {needs}or int4" for name in ("quant_auto", "qat")
+                 if getattr(options, name) not in (False, "none")}  # fmt: skip
     if options.max_f1_drop is not None and options.export == "none" and not quantizes:
         idle["max_f1_drop"] = (f"--max_f1_drop is given, but --pipeline {options.pipeline} makes no form in fewer "
                                "bits; give --export too")  # fmt: skip

@@ -372,11 +372,13 @@ class Experiment:
                        for (name, one, _), rows in zip(repeats(options), splits, strict=True)]  # fmt: skip
 
     def default_name(self, options: Options, splits: list[DatasetDict]) -> str:
-        """Pipeline, data set and six digits of what determines the run."""
+        """Pipeline, data set and six digits of what determines the run; nothing in it means something to a shell."""
         rows = [rows_digest(split) for one in splits for split in one.values()]
         files = [file_digest(Path(path)) for path in (options.unlabeled_path,) if path]
         run = [reproducible(options), rows, self.task.labels, source_digest(options.teacher_path), files]
-        return f"{options.pipeline}_{Path(options.dataset_path).name.split('.')[0]}_{digest(run)[:6]}"
+        stem = Path(options.dataset_path).name.split(".")[0]
+        plain = "".join(c if c.isalnum() or c == "-" or c > "\x7f" and not c.isspace() else "_" for c in stem)
+        return f"{options.pipeline}_{plain}_{digest(run)[:6]}"
 
     def open(self) -> None:
         """Keep the options, the audit and the rows of every split; refuse a folder that holds other options."""
@@ -434,7 +436,7 @@ class Experiment:
             link_forms(forms, partial)
             shipped = {form.name: form.served for form in forms}
             write_record(partial, stage="artifact", fingerprint=digest([self.options.experiment, "artifact"]),
-                         forms=shipped)  # fmt: skip
+                         forms=shipped, text_column=self.options.text_column)  # fmt: skip
             about, options = self.about(), as_record(self.options)
             report.write_results(partial, rows, options, about)
             report.write_page(partial, audit_lines(self.audit), with_examples=not self.options.no_examples)

@@ -22,11 +22,11 @@ from data import label_array
 from encoders import Task
 from engines import decide, load, predict_logits
 from evaluation import macro_f1
+from rounding import round_input, rounded_weight
 
 log = logging.getLogger(__name__)
 
 RANKED_TEXTS = 64  # texts that layers are ranked on
-RANKING_BLOCK = 32  # weights that share a scale in 4 bits, while layers are ranked
 
 
 class Gate:
@@ -92,19 +92,3 @@ def sensitivities(model_dir: Path, texts: list[str], max_length: int, bits: int)
         for hook in hooks:
             hook.remove()
     return found
-
-
-def rounded_weight(weight: Tensor, bits: int) -> Tensor:
-    """`weight` [out, in] on a symmetric grid of `bits`: a scale a row, or for 4 bits a scale for each 32 in a row."""
-    block = RANKING_BLOCK if bits == 4 and weight.shape[1] % RANKING_BLOCK == 0 else weight.shape[1]
-    blocks = weight.reshape(-1, block)
-    scale = (blocks.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp_min(1e-12)
-    return ((blocks / scale).round() * scale).view_as(weight)
-
-
-def round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-    """What reaches a layer, on a grid of 256 steps between the batch's extremes, zero among them."""
-    (values,) = inputs
-    low, high = values.min().clamp_max(0), values.max().clamp_min(0)
-    scale = ((high - low) / 255).clamp_min(1e-12)
-    return ((values / scale).round() * scale,)

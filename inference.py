@@ -15,7 +15,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import engines
 from compression_config import POSITIVE, UserError, file_errors
@@ -55,10 +55,10 @@ def read_labels(model_dir: Path) -> tuple[tuple[str, ...], bool]:
     return labels, multi_label
 
 
-def recorded_digests(model_dir: Path) -> dict[str, str] | None:
-    """File -> SHA-256 as stage.json has them; None where there is no stage.json."""
+def read_record(model_dir: Path) -> dict[str, Any]:
+    """What stage.json tells of a model; nothing where there is none."""
     path = model_dir / "stage.json"
-    return read_json(path).get("files", {}) if path.exists() else None
+    return read_json(path) if path.exists() else {}
 
 
 def servable_forms(model_dir: Path, engine: str) -> list[str]:
@@ -87,14 +87,14 @@ def servable_forms(model_dir: Path, engine: str) -> list[str]:
 
 def check_unchanged(model_dir: Path, form: str) -> str:
     """A digest of the files that serve a form; UserError where one is not what stage.json says."""
-    found, recorded = {}, recorded_digests(model_dir)
+    found, record = {}, read_record(model_dir)
     for path in serving_files(model_dir, form):
         name = path.relative_to(model_dir).as_posix()
         if not path.is_file():
             raise UserError(f"--model is {model_dir}, but {form} needs {name}, which is not there")
         with path.open("rb") as file:
             found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        if recorded is not None and recorded.get(name) != found[name]:
+        if record and record.get("files", {}).get(name) != found[name]:
             raise UserError(f"--model is {model_dir}, but {name} was changed since the model was made: its hash is not "
                             "the one in stage.json")  # fmt: skip
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
@@ -123,7 +123,7 @@ def load(model_dir: Path | str, engine: str = "auto", threads: int | None = None
     forms = servable_forms(model_dir, engine)
     counts = [threads] if threads else sorted({1, available_cores()})
     candidates = [(form, number) for form in forms for number in counts]
-    form, threads = choose(model_dir, candidates, recorded_digests(model_dir) or {},
+    form, threads = choose(model_dir, candidates, read_record(model_dir).get("files", {}),
                            lambda *candidate: load_form(model_dir, *candidate).engine)  # fmt: skip
     return load_form(model_dir, form, threads)
 
@@ -144,8 +144,9 @@ def build_parser() -> Parser:
     parser.add_argument("--model", metavar="DIR", help="directory of the model, such as compressed_models/NAME")
     parser.add_argument("--input", metavar="FILE", help="file of texts; - is stdin")
     parser.add_argument("--output", metavar="FILE", default="-", help="file of the results; - is stdout (default: -)")
-    parser.add_argument("--text_column", metavar="NAME", help="column of the texts (default: the only one, or the one "
-                        "called text, comment, comments, tweet, content or sentence)")  # fmt: skip
+    parser.add_argument("--text_column", metavar="NAME", help="column of the texts (default: what the model learnt "
+                        "from, the only one, or the one called text, comment, comments, tweet, content or "
+                        "sentence)")  # fmt: skip
     parser.add_argument("--engine", metavar="NAME", default="auto", help="auto, torch, onnx, openvino or a graph such "
                         "as onnx/model_q4.onnx (default: auto, the fastest here)")  # fmt: skip
     parser.add_argument("--threads", metavar="INT", help="threads of the engine (default: one or all cores, whichever "
@@ -243,7 +244,8 @@ def score_input(options: argparse.Namespace) -> Summary:
     with open_input(options.input) as stream:
         lines = Lines(stream)
         labels, _ = read_labels(model_dir)
-        table = TABLES[options.format](lines, options.format, options.text_column, labels, options.input)
+        learnt = read_record(model_dir).get("text_column")
+        table = TABLES[options.format](lines, options.format, options.text_column, learnt, labels, options.input)
         classifier = load(model_dir, options.engine, options.threads)
         log.info("engine: %s, threads: %d", classifier.form, classifier.threads)
         path = None if options.input == "-" else Path(options.input)

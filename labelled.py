@@ -7,6 +7,7 @@ as it is.
 import dataclasses
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,13 +120,19 @@ def is_number(value: str) -> bool:
     return True
 
 
+def mostly_digits(value: str) -> bool:
+    """Whether a cell has more digits than letters and marks, as numbers and dates do."""
+    kinds = [unicodedata.category(character)[0] for character in value]
+    return kinds.count("N") > kinds.count("L") + kinds.count("M")
+
+
 def is_text(column: pa.ChunkedArray) -> bool:
-    """Whether most values of a column differ and most are no numbers."""
+    """Whether most values of a column differ, and most hold at least as many letters as digits."""
     present = column.drop_null()
     if not pc.count_distinct(present).as_py() > 0.5 * len(present):
         return False
     sample = present[:1000].to_pylist()
-    return sum(map(is_number, sample)) < 0.5 * len(sample)
+    return sum(map(mostly_digits, sample)) < 0.5 * len(sample)
 
 
 def is_label(column: pa.ChunkedArray) -> bool:

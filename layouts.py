@@ -104,13 +104,16 @@ def text_fault(text: Any) -> str:
     return "" if text.strip() else "its text is blank"
 
 
-def named_column(names: Sequence[str], wanted: str | None) -> str:
-    """The column that holds the texts; UserError where that is not clear."""
+def named_column(names: Sequence[str], wanted: str | None, learnt: str | None) -> str:
+    """The column that holds the texts: the one that is wanted, else the one that the model learnt from, else the only
+    one or the only usual name; UserError where that is not clear."""
     listed = ", ".join(names)
     if wanted is not None:
         if names.count(wanted) != 1:
             raise UserError(f"--text_column is {wanted}, but must be one of the columns: {listed}")
         return wanted
+    if names.count(learnt) == 1:
+        return learnt
     usual = list(names) if len(names) == 1 else [name for name in names if name.strip().casefold() in USUAL_NAMES]
     if len(usual) != 1:
         raise UserError(f"--text_column is not given, but must name one of the columns: {listed}")
@@ -123,7 +126,8 @@ def check_free(names: Iterable[str], added: Sequence[str], where: str) -> None:
         raise UserError(f"--input is {where}, but must not have the column {taken[0]!r} already")
 
 
-def separated_table(lines: Lines, kind: str, wanted: str | None, labels: Sequence[str], where: str) -> Table:
+def separated_table(lines: Lines, kind: str, wanted: str | None, learnt: str | None,
+                    labels: Sequence[str], where: str) -> Table:  # fmt: skip
     """The layout that the header of a CSV or TSV says."""
     header = next(lines, None)
     if header is None:
@@ -144,10 +148,11 @@ def separated_table(lines: Lines, kind: str, wanted: str | None, labels: Sequenc
     newline = b"\r\n" if raw.endswith(b"\r\n") else b"\n"
     check_free(names, added, where)
     heading = raw.rstrip(b"\r\n") + delimiter.encode() + csv_line(added, delimiter) + newline
-    return Table(kind, named_column(names, wanted), tuple(names), delimiter, newline, heading)
+    return Table(kind, named_column(names, wanted, learnt), tuple(names), delimiter, newline, heading)
 
 
-def objects_table(lines: Lines, kind: str, wanted: str | None, labels: Sequence[str], where: str) -> Table:
+def objects_table(lines: Lines, kind: str, wanted: str | None, learnt: str | None,
+                  labels: Sequence[str], where: str) -> Table:  # fmt: skip
     """The layout of JSON Lines: the keys of its first objects are its columns."""
     names: dict[str, None] = {}
     for _, line in zip(range(FIRST_OBJECTS), lines, strict=False):
@@ -157,10 +162,11 @@ def objects_table(lines: Lines, kind: str, wanted: str | None, labels: Sequence[
     if not names:
         raise UserError(f"--input is {where}, but must hold a JSON object a line")
     check_free(names, result_columns(labels), where)
-    return Table(kind, named_column(list(names), wanted), result_columns(labels))
+    return Table(kind, named_column(list(names), wanted, learnt), result_columns(labels))
 
 
-def plain_table(lines: Lines, kind: str, wanted: str | None, labels: Sequence[str], where: str) -> Table:
+def plain_table(lines: Lines, kind: str, wanted: str | None, learnt: str | None,
+                labels: Sequence[str], where: str) -> Table:  # fmt: skip
     """Lines of text, which become a CSV with the column `text`."""
     if wanted is not None:
         raise UserError(f"--text_column is {wanted}, but must not be given for txt, which has no columns")

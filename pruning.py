@@ -1,6 +1,6 @@
 """Stage `prune`: set the least important weights of every encoder Linear to zero, then recover with the zeros held.
 
-Embeddings, pooler and head are never pruned. A weight that is zero is a pruned one: masks are read from the weights.
+Embeddings, pooler and head are never pruned.
 """
 
 import logging
@@ -17,7 +17,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     set_seed,
 )
 
@@ -25,13 +24,13 @@ from calibration import calibration_texts, input_norms, text_batches
 from compression_config import PruneOptions
 from data import labelled_rows
 from encoders import Task, encoder_linears, is_attention
+from masks import HoldZeros, check_zeros, masks_of, sparsity_of, zeros_in
 from ranks import is_first, told_by_first
 from training import save_model, soft_target_loss, train_
 
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[Tensor, Tensor | None], Tensor]  # (weight [out, in], input norm [in]) -> score [out, in]
-Masks = dict[str, Tensor]  # layer name -> True where the weight is kept [out, in]
 MASK_UPDATES = 32  # how often a cubic schedule prunes on its way
 RAMP = 0.5  # share of the steps of recovery in which it gets there
 
@@ -96,61 +95,26 @@ def promised(linears: dict[str, nn.Linear], sparsity: float, scope: str) -> int:
     return sum(round(sparsity * count) for count in counts)
 
 
-def masks_of(linears: dict[str, nn.Linear]) -> Masks:
-    """What is not zero stays."""
-    return {name: linear.weight != 0 for name, linear in linears.items()}
-
-
-@torch.no_grad()
-def apply_masks_(linears: dict[str, nn.Linear], masks: Masks) -> None:
-    """Set every masked weight to zero."""
-    for name, linear in linears.items():
-        linear.weight.mul_(masks[name])
-
-
-def zeros_in(weights: Iterable[Tensor]) -> int:
-    """How many weights are zero."""
-    return sum(int((weight == 0).sum()) for weight in weights)
-
-
-def sparsity_of(linears: dict[str, nn.Linear]) -> float:
-    """Share of zeros over the weights of the Linears."""
-    weights = [linear.weight for linear in linears.values()]
-    return zeros_in(weights) / sum(weight.numel() for weight in weights)
-
-
-def check_zeros(found: int, wanted: int, when: str) -> None:
-    """Stop the run where fewer weights are zero than were promised."""
-    if found < wanted:
-        raise RuntimeError(f"sparsity is not what was asked for: {found} zeros {when}, but {wanted} were promised")
-
-
 def cubic(step: int, ramp: int, final: float) -> float:
     """Zhu & Gupta (2017), equation 1, from 0: s_f - s_f * (1 - t / ramp)^3 after step t, s_f from `ramp` on."""
     return final - final * (1 - min(step / ramp, 1.0)) ** 3
 
 
-class HoldZeros(TrainerCallback):
-    """Set weights that were zero back to zero after every optimizer step, so that recovery cannot revive them.
-
-    Under the cubic schedule more weights go every few steps of the first half of recovery. What is zero tells what is
-    masked, so a killed recovery goes on with the masks that it had.
-    """
+class HoldPruned(HoldZeros):
+    """Under the cubic schedule more weights go every few steps of the first half of recovery. What is zero tells what
+    is masked, so a killed recovery goes on with the masks that it had."""
 
     def __init__(self, pruner: "Pruner", gradual: bool):
+        super().__init__(pruner.linears)
         self.pruner, self.gradual = pruner, gradual
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Take what is zero now."""
-        self.masks = masks_of(self.pruner.linears)
-
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """Weight decay and momentum moved the zeros: set them back; then prune further if it is time."""
-        apply_masks_(self.pruner.linears, self.masks)
+        """Set the zeros back; then prune further if it is time."""
+        super().on_optimizer_step(args, state, control, **kwargs)
         step, ramp = state.global_step + 1, ramp_steps(state.max_steps)
         if self.gradual and (step == ramp or (step < ramp and step % max(1, ramp // MASK_UPDATES) == 0)):
             self.pruner.prune_to(cubic(step, ramp, self.pruner.sparsity))
-            self.masks = masks_of(self.pruner.linears)
+            self.masks = masks_of(self.linears)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         """Check that the zeros are there, once all of them must be."""
@@ -218,7 +182,7 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
         pruner.check("after masking")
     if options.fine_tune_epochs:
         train_(model, tokenizer, splits, out_dir, options, epochs=options.fine_tune_epochs, lr=options.lr,
-               loss=soft_target_loss(splits, task, options), callbacks=(HoldZeros(pruner, gradual),),
+               loss=soft_target_loss(splits, task, options), callbacks=(HoldPruned(pruner, gradual),),
                settle=RAMP if gradual else 0.0)  # fmt: skip
     save_model(model, tokenizer, out_dir)
     if is_first():

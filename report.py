@@ -210,7 +210,7 @@ def stopped_forms(rows: list[dict[str, Any]], limit: float | None) -> list[str]:
     """A line for each form that the quality gate does not let through, with its figures and what to try."""
     return [f"{row['stage']} is not shipped: it loses {100 * row['validation_drop']:.1f} points of macro-F1 on "
             f"validation and has {row['validation_macro_f1']:.4f}; --max_f1_drop allows {100 * limit:g}; try "
-            "--quant_auto, another --quant_method or --export, or more --fine_tune_epochs"
+            "--quant_auto, --qat, another --quant_method or --export"
             for row in rows if row.get("shipped") is False]  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from compression_config import (
     NarrowOptions,
     Options,
     PruneOptions,
+    QatOptions,
     QuantizeOptions,
     SeedOptions,
     StudentOptions,
@@ -56,6 +57,7 @@ from evaluation import Form, evaluate, fit_linear
 from export import GRAPHS, export, graphs_of
 from graphs import write_graphs
 from pruning import prune
+from qat import qat
 from quantization import ENGINES, quantize
 from ranks import is_first, process_count, told_by_first, wait
 from threshold import tune
@@ -84,6 +86,7 @@ STAGES = {
     "distill": Stage(distill, DistillOptions, "student", 3, reads="soft_splits", trains=True),
     "plain": Stage(distill, DistillOptions, "student_plain", 3, trains=True),
     "prune": Stage(prune, PruneOptions, "pruned", 4, reads="soft_splits", trains=True),
+    "qat": Stage(qat, QatOptions, "qat", reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
     "quantize": Stage(quantize, QuantizeOptions, "", 2),
     "export": Stage(export, ExportOptions, "", 3),
@@ -104,6 +107,8 @@ DOES: dict[str, Callable[[Any], str]] = {  # stage -> its options -> what it doe
     "plain": lambda of: "train the same student on the labels alone: what the teacher adds is the difference",
     "prune": lambda of: f"set {100 * of.prune_sparsity:g} % of the encoder's weights to zero by {of.prune_method}, "
                         f"then recover in {of.fine_tune_epochs} epochs: zeros pack well",
+    "qat": lambda of: f"train {of.qat_epochs} epochs with the rounding of {of.qat} in the loop: the weights settle "
+                      "where fewer bits cost little",
     "tune": lambda of: "choose decision thresholds on validation: one half need not be best for macro-F1",
     "quantize": lambda of: f"store the model by --quant_method {of.quant_method}: fewer bits are fewer bytes",
     "export": lambda of: f"write graphs, --export {of.export}: on a CPU their engines outrun torch",
@@ -113,7 +118,8 @@ LEAVES = ("quantize", "export")
 REFERENCES = ("linear", "student_plain")  # rows that nothing is made from
 UNLABELED = "unlabeled.arrow"
 CURVES = "curves"  # what --report_to tensorboard writes
-EPOCHS = {"teacher": "teacher_epochs", "distill": "epochs", "plain": "epochs", "prune": "fine_tune_epochs"}
+EPOCHS = {"teacher": "teacher_epochs", "distill": "epochs", "plain": "epochs", "prune": "fine_tune_epochs",
+          "qat": "qat_epochs"}  # fmt: skip
 OUTPUTS = 1  # grows when the code of the teacher's outputs changes what it finds
 EVALUATION = 4  # grows when the code of evaluation changes what it finds
 
@@ -137,8 +143,9 @@ def shrinking_stages(options: Options) -> list[str]:
 
 def trunk_of(options: Options) -> list[str]:
     """The full-precision stages that follow the teacher; thresholds are tuned on the last of them."""
+    asked = {"qat": options.qat != "none", "tune": options.tune_threshold}
     names = [name for name in PIPELINES[options.pipeline] if name not in LEAVES]
-    return [*names, "tune"] if options.tune_threshold else names
+    return [*names, *(name for name in asked if asked[name])]
 
 
 def leaves_of(options: Options) -> list[str]:

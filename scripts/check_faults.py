@@ -32,6 +32,7 @@ PIPELINES, UNCERTAINTY = "tests/test_pipelines.py", "tests/test_uncertainty.py"
 KD, STRUCTURE = "tests/test_distillation.py", "tests/test_structure.py"
 MEMORY, QUANTIZATION = "tests/test_memory.py", "tests/test_quantization.py"
 REPORT = "tests/test_report.py"
+QAT = "tests/test_qat.py"
 GATE, EXPORT, SCORER = "tests/test_gate.py", "tests/test_export.py", "tests/test_inference.py"
 ABLATION = "tests/test_ablation.py"
 CARD, CONSOLE = "tests/test_card.py", "tests/test_console.py"
@@ -81,10 +82,10 @@ FAULTS = (
           f"{KD} -k without_labels"),
     Fault("calibration on texts without labels", "pruning.py", 'labelled_rows(splits["train"])', 'splits["train"]',
           f"{KD} -k calibrated"),
-    Fault("masks not re-applied in recovery", "pruning.py", "        apply_masks_(self.pruner.linears, self.masks)",
+    Fault("masks not re-applied in recovery", "masks.py", "        apply_masks_(self.linears, self.masks)",
           "        pass", f"{STAGES} -k 'recovery or cubic_schedule'"),
-    Fault("masks held on the first step alone", "pruning.py", "        apply_masks_(self.pruner.linears, self.masks)",
-          "        apply_masks_(self.pruner.linears, self.masks) if state.global_step < 1 else None",
+    Fault("masks held on the first step alone", "masks.py", "        apply_masks_(self.linears, self.masks)",
+          "        apply_masks_(self.linears, self.masks) if state.global_step < 1 else None",
           f"{STAGES} -k recovery"),
     Fault("masks that slip by one step", "pruning.py", "step, ramp = state.global_step + 1,",
           "step, ramp = state.global_step,", f"{STAGES} -k cubic_schedule"),
@@ -133,7 +134,7 @@ FAULTS = (
     Fault("one threshold per layer", "pruning.py", 'if scope != "row":', 'if scope != "none":', MATHS),
     Fault("magnitude with its sign", "pruning.py", "    return weight.abs()\n", "    return weight\n", MATHS),
     Fault("the highest scores pruned", "pruning.py", "scores < threshold, scores", "scores > threshold, scores", MATHS),
-    Fault("sparsity not checked", "pruning.py", "if found < wanted:", "if found < 0:", MATHS),
+    Fault("sparsity not checked", "masks.py", "if found < wanted:", "if found < 0:", MATHS),
     Fault("the head pruned too", "encoders.py", "for name, module in layers.named_modules()",
           "for name, module in model.named_modules()", MATHS),
     Fault("layers from the bottom alone", "encoders.py", "round(i * (available - 1) / (count - 1))", "i", MATHS),
@@ -242,8 +243,23 @@ FAULTS = (
           "tests/test_distillation.py -k held_out"),
     Fault("scored rows in the order of length", "scoring.py", "[np.argsort(np.concatenate(batches))]", "",
           f"{SCORER} -k in_order"),
-    Fault("a changed file served", "inference.py", "recorded.get(name) != found[name]", "False",
-          f"{SCORER} -k changed_since"),
+    Fault("gradients stopped by the rounding", "qat.py", "return values + change", "return (values + change).detach()",
+          f"{QAT} -k gradient"),
+    Fault("weights whole in training under rounding", "qat.py", "partial(rounded_weight, bits=bits)", "Tensor.clone",
+          f"{QAT} -k 'gradient or plain'"),
+    Fault("inputs whole in training under int8", "qat.py", "if linear and bits == 8:", "if linear and bits == 9:",
+          f"{QAT} -k gradient"),
+    Fault("written off the grid", "qat.py", "plain.weight.copy_(rounded_weight(plain.weight, bits))", "pass",
+          f"{QAT} -k 'plain or ready'"),
+    Fault("zeros revived under rounding", "qat.py", "callbacks=(HoldZeros(encoder_linears(model)),)", "callbacks=()",
+          f"{QAT} -k ready"),
+    Fault("a 4-bit grid that exports do not have", "rounding.py", "extreme / -8)", "extreme / -7)",
+          f"{QAT} -k 'hand or export'"),
+    Fault("the column learnt from not read", "layouts.py", "if names.count(learnt) == 1:", "if False:",
+          f"{SCORER} -k learnt_from"),
+    Fault("dates taken for texts", "labelled.py", 'kinds.count("N") >', 'kinds.count("X") >', f"{SPLITS} -k dates"),
+    Fault("a changed file served", "inference.py", "record and record.get(\"files\", {}).get(name) != found[name]",
+          "False", f"{SCORER} -k changed_since"),
     Fault("names unescaped in the card", "card.py", r'ACTIVE.sub(r"\\\1", one_line(text))', "one_line(text)",
           f"{CARD} -k breaks"),
     Fault("the card shows another form's F1", "card.py", 'f"{row[f\'f1.{label}\']:.4f}" for row in [teacher, *forms]',

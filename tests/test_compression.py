@@ -13,21 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python t
 from calibration import input_norms
 from encoders import Task, encoder_linears, is_attention, keep_layers_, spaced_layers
 from losses import balanced_weights, distillation_loss, hard_label_loss, soft_label_loss
-from pruning import (
-    SCORERS,
-    apply_masks_,
-    check_zeros,
-    cubic,
-    linears_to_prune,
-    lowest,
-    magnitude,
-    masks_of,
-    promised,
-    prune_,
-    sparsity_of,
-    wanda,
-    zeros_in,
-)
+from masks import apply_masks_, check_zeros, masks_of, sparsity_of, zeros_in
+from pruning import SCORERS, cubic, linears_to_prune, lowest, magnitude, promised, prune_, wanda
 
 
 def tiny_bert(layers: int = 2) -> BertForSequenceClassification:

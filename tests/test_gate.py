@@ -11,8 +11,9 @@ from compression_config import GateOptions
 from encoders import Task
 from engines import load, predict_logits
 from evaluation import macro_f1
-from gate import Gate, round_input, rounded_weight, sensitivities
+from gate import Gate, sensitivities
 from report import read_results
+from rounding import rounded_weight
 
 OUTLIER = "bert.encoder.layer.1.output.dense"
 
@@ -135,16 +136,3 @@ def test_layers_are_left_in_doubling_numbers_until_the_score_is_enough(fragile, 
         assert gate.fit(lambda whole, written=written: written.append(list(whole)), tmp_path, ["torch"], 8) == list(
             "abcdefghij")[:expected]  # fmt: skip
         assert [len(whole) for whole in written] == [n for n in (0, 1, 2, 4, 8, 10) if n <= expected]
-
-
-def test_grids_by_hand():
-    weight = torch.tensor([[1.27, 0.004, -0.006, 0.0], [0.5, -1.0, 0.25, 0.004]])
-    expected = [[1.27, 0.0, -0.01, 0.0], [64 / 127, -1.0, 32 / 127, 1 / 127]]
-    assert torch.allclose(rounded_weight(weight, 8), torch.tensor(expected))
-    blocks = torch.zeros(1, 64)
-    blocks[0, :3], blocks[0, 32:34] = torch.tensor([7.0, 1.4, -2.6]), torch.tensor([0.07, 0.014])
-    rounded = rounded_weight(blocks, 4)[0]
-    assert torch.allclose(rounded[:3], torch.tensor([7.0, 1.0, -3.0]))
-    assert torch.allclose(rounded[32:34], torch.tensor([0.07, 0.01]))
-    (values,) = round_input(None, (torch.tensor([0.4, 255.0, 1.6]),))
-    assert values.tolist() == [0.0, 255.0, 2.0]

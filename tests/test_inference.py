@@ -114,7 +114,7 @@ def score(source: Path, output: Path, classifier: Classifier, batch: int = 4) ->
     kind = layouts.SUFFIXES[source.suffix]
     with source.open("rb") as stream:
         lines = Lines(stream)
-        table = layouts.TABLES[kind](lines, kind, None, classifier.labels, str(source))
+        table = layouts.TABLES[kind](lines, kind, None, None, classifier.labels, str(source))
         return score_file(classifier, table, lines, output, batch, identity_of(source, classifier, table, batch, {}))
 
 
@@ -348,6 +348,20 @@ def test_a_file_that_changed_since_the_model_was_made_is_refused(copied):
     (copied / "added_tokens.json").write_text("{}")
     with pytest.raises(UserError, match=r"added_tokens.json was changed"):
         load(copied, "openvino", threads=1)
+
+
+def test_the_column_that_the_model_learnt_from_is_read_unless_another_is_named(copied, tmp_path):
+    write_record(copied, stage="artifact", fingerprint="0", forms={}, text_column="Comment Body")
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text;posted at;Comment Body\nlive;2024;rite\n")
+    argv = ["--model", str(copied), "--engine", "onnx", "--threads", "1", "--input", str(source), "--output",
+            str(target)]  # fmt: skip
+    for more, text in (([], "rite"), (["--text_column", "text", "--overwrite"], "live")):
+        assert main([*argv, *more]) == 0
+        (answer,) = load(copied, "onnx", threads=1)([text])
+        assert target.read_text().splitlines()[1].startswith(f"live;2024;rite;{answer['label']};")
+    source.write_text("text\nlive\n")
+    assert main([*argv, "--overwrite"]) == 0
 
 
 def test_a_model_without_a_record_is_served(copied):

@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     "ranks": 0, "compression_config": 0, "uncertainty": 0, "augmentation": 0, "processor": 0, "dropout": 0, "plots": 0,
-    "console": 1, "encoders": 1, "vocabulary": 1, "losses": 1, "artifacts": 1, "tables": 1, "page": 1,
+    "console": 1, "encoders": 1, "vocabulary": 1, "losses": 1, "masks": 1, "artifacts": 1, "tables": 1, "page": 1,
     "labelled": 2, "report": 2, "calibration": 2, "engines": 2, "layouts": 2,
-    "data": 3, "weights": 3, "card": 3, "selection": 3, "scoring": 3,
+    "data": 3, "rounding": 3, "weights": 3, "card": 3, "selection": 3, "scoring": 3,
     "audit": 4, "evaluation": 4, "graphs": 4,
     "training": 5, "benchmark": 5, "gate": 5, "inference": 5,
-    "structure": 6, "distillation": 6, "pruning": 6, "quantization": 6, "threshold": 6, "export": 6,
+    "structure": 6, "distillation": 6, "pruning": 6, "qat": 6, "quantization": 6, "threshold": 6, "export": 6,
     "stages": 7, "experiment": 8, "ablation": 9, "main": 10,
 }  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))

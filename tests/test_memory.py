@@ -32,8 +32,9 @@ from losses import hard_label_loss
 from stages import LEAVES, STAGES, Chain
 from training import has_ended, last_checkpoint, load_best_, train_
 
-TRUNK = ["teacher", "start", "trim", "narrow", "distill", "prune"]
-ALL, AFTER_SHAPE, AFTER_TRAINING = {*TRUNK, *LEAVES}, {"distill", "prune", *LEAVES}, {"prune", *LEAVES}
+TRUNK = ["teacher", "start", "trim", "narrow", "distill", "prune", "qat"]
+ALL, AFTER_TRAINING = {*TRUNK, *LEAVES}, {"prune", "qat", *LEAVES}
+AFTER_SHAPE = {"distill"} | AFTER_TRAINING
 INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
     "dataset_path": ALL, "text_column": ALL, "label_columns": ALL, "validation_fraction": ALL, "test_fraction": ALL,
     "data_fraction": ALL, "seed": ALL, "max_length": ALL, "batch": ALL, "device": ALL, "precision": ALL,
@@ -48,6 +49,7 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "prune_scope": AFTER_TRAINING, "prune_schedule": AFTER_TRAINING,
     "prune_layers": AFTER_TRAINING, "fine_tune_epochs": AFTER_TRAINING,
     "calibration_samples": {"narrow"} | AFTER_SHAPE, "quant_method": {"quantize"}, "export": {"export"},
+    "qat": {"qat", *LEAVES}, "qat_epochs": {"qat", *LEAVES},
     "max_f1_drop": set(LEAVES), "quant_auto": set(LEAVES), "augment": ALL - {"teacher"},
     "pipeline": set(), "run_ablation": set(), "experiment": set(), "audit": set(), "kd_baseline": set(), "seeds": set(),
     "tune_threshold": set(), "group_column": ALL, "num_folds": ALL, "validation_path": ALL, "test_path": ALL,

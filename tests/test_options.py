@@ -75,7 +75,7 @@ def test_a_stage_sees_its_own_options_alone():
     for stage in STAGES.values():
         group = narrow(parse_options([]), stage.options)
         assert not hasattr(group, "pipeline") and not hasattr(group, "dataset_path")
-    others = {"teacher", "linear", "plain", "tune", "start", "trim", "narrow", "export"}
+    others = {"teacher", "linear", "plain", "tune", "start", "trim", "narrow", "qat", "export"}
     assert set(PIPELINES["kd_prune_quant"]) | others == set(STAGES)
 
 

@@ -5,15 +5,19 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import zstandard
 from safetensors.torch import load_file
 
-from compression_config import PIPELINES, DataOptions
+from compression_config import PIPELINES, DataOptions, Options
 from data import load_splits
+from encoders import Task
+from experiment import Experiment
 from quantization import ENGINES
 
 METHODS = {"prune": ("magnitude", "wanda"), "quantize": ("fp16", "dynamic", "static", "int4")}
@@ -128,6 +132,13 @@ def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output)
     assert shapes == {128} and rows["student"]["parameters"] == rows["narrowed"]["parameters"]
     assert [rows[name]["parent"] for name in ("trimmed", "student", "pruned")] == ["start", "teacher", "student"]
     assert rows["dynamic-onnx"]["sparsity"] >= rows["pruned"]["sparsity"] >= 0.39
+
+
+@pytest.mark.parametrize("file, stem", [("my comments (1).final.csv", "my_comments__1_"), ("মন্তব্য-২.csv", "মন্তব্য-২")])
+def test_a_run_is_named_after_its_file_and_a_shell_reads_nothing_into_it(file, stem):
+    options = replace(Options(), pipeline="kd_only", dataset_path=f"some where/{file}")
+    name = Experiment.default_name(SimpleNamespace(task=Task(("0", "1"), False)), options, [])
+    assert name[:-7] == f"kd_only_{stem}"
 
 
 def test_without_distillation_the_teacher_itself_is_shrunk(run_main, tiny_csv, output):

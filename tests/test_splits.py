@@ -104,6 +104,13 @@ def test_classes_may_be_words(tmp_path):
     assert task.labels[row["label"]] == names[row["id"] % 3]
 
 
+def test_dates_and_keys_are_no_texts(tmp_path):
+    dates = [f"2024-05-{1 + i % 28:02d}T10:{i // 28:02d}:00Z" for i in range(100)]
+    labelled = write(tmp_path, date=dates, key=[f"#{i}-7 x" for i in range(10, 110)], body=texts(100),
+                     **{"is it?": ["no", "yes"] * 50})  # fmt: skip
+    assert load_splits(labelled)[2] == {"text_column": "body", "label_columns": ("is it?",)}
+
+
 def test_rows_without_text_or_label_are_dropped(tmp_path):
     body, labels = texts(100), [float(i % 2) for i in range(100)]
     body[3], labels[5] = " ", None

@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import distillation
+import masks
 import pruning
 import training
 from benchmark import add_speedups
@@ -31,7 +32,8 @@ from encoders import Task, encoder_linears, scratch_model, start_student
 from engines import load, predict_logits
 from evaluation import Form, agreement, decide, evaluate, macro_f1, probabilities, quality, read_logits
 from losses import hard_label_loss
-from pruning import HoldZeros, cubic, prune, prune_, sparsity_of
+from masks import sparsity_of
+from pruning import HoldPruned, cubic, prune, prune_
 from report import verdicts
 from stages import check_zeros_kept
 from training import LengthGroupedSampler, save_model, train_, training_arguments
@@ -109,13 +111,13 @@ def test_a_cubic_schedule_reaches_its_sparsity_halfway_and_keeps_a_later_epoch(t
     monkeypatch.setattr(pruning, "prune_", lambda linears, method, sparsity, *rest: (
         seen.append(sparsity), prune_(linears, method, sparsity, *rest)))  # fmt: skip
     steps = []
-    hold = HoldZeros.on_optimizer_step
+    hold = HoldPruned.on_optimizer_step
 
     def watched(self, args, state, control, **kwargs):
         hold(self, args, state, control, **kwargs)
         steps.append((state.global_step + 1, sparsity_of(self.pruner.linears)))
 
-    monkeypatch.setattr(HoldZeros, "on_optimizer_step", watched)
+    monkeypatch.setattr(HoldPruned, "on_optimizer_step", watched)
     chosen = replace(narrow(options, PruneOptions), prune_schedule="cubic", prune_sparsity=0.75, fine_tune_epochs=4,
                      early_stopping_patience=4)  # fmt: skip
     (tmp_path / "out").mkdir()
@@ -130,7 +132,7 @@ def test_a_cubic_schedule_reaches_its_sparsity_halfway_and_keeps_a_later_epoch(t
 
 def test_zeros_that_are_lost_stop_the_run(teacher_dir, splits, options, tmp_path, monkeypatch):
     taught = soft(teacher_dir, splits, options, tmp_path)
-    monkeypatch.setattr(pruning, "apply_masks_", lambda *_: None)
+    monkeypatch.setattr(masks, "apply_masks_", lambda *_: None)
     with pytest.raises(RuntimeError, match="zeros after epoch 1, but"):
         prune(teacher_dir, taught, TASK, tmp_path, narrow(options, PruneOptions))
     pruned = {"pruned": {"sparsity": 0.4}}
