@@ -353,14 +353,15 @@ def test_a_file_that_changed_since_the_model_was_made_is_refused(copied):
 def test_the_column_that_the_model_learnt_from_is_read_unless_another_is_named(copied, tmp_path):
     write_record(copied, stage="artifact", fingerprint="0", forms={}, text_column="Comment Body")
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text("text;posted at;Comment Body\nlive;2024;rite\n")
+    source.write_text("text;posted at;Comment Body\nba be;2024;day\n")
     argv = ["--model", str(copied), "--engine", "onnx", "--threads", "1", "--input", str(source), "--output",
             str(target)]  # fmt: skip
-    for more, text in (([], "rite"), (["--text_column", "text", "--overwrite"], "live")):
+    for more, text in (([], "day"), (["--text_column", "text", "--overwrite"], "ba be")):
         assert main([*argv, *more]) == 0
         (answer,) = load(copied, "onnx", threads=1)([text])
-        assert target.read_text().splitlines()[1].startswith(f"live;2024;rite;{answer['label']};")
-    source.write_text("text\nlive\n")
+        shares = target.read_text().splitlines()[1].split(";")[-2:]
+        assert list(map(float, shares)) == pytest.approx(list(answer["scores"].values()), abs=1e-5)
+    source.write_text("text\nba be\n")
     assert main([*argv, "--overwrite"]) == 0
 
 
