@@ -383,7 +383,8 @@ class Experiment:
     def open(self) -> None:
         """Keep the options, the audit and the rows of every split; refuse a folder that holds other options."""
         kept, ours = self.directory / "config.yaml", reproducible(self.options)
-        differing = differences(read_config_file(kept), ours) if kept.is_file() else ""
+        unset = reproducible(Options())  # what a file of an earlier version lacks
+        differing = differences(unset | read_config_file(kept), ours) if kept.is_file() else ""
         if differing and not self.options.overwrite:
             raise UserError(f"--experiment {self.options.experiment} holds a run with other options ({differing}); "
                             "give another name, or --overwrite")  # fmt: skip
