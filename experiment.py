@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 import export
+import qat
 import quantization
 import report
 from artifacts import (
@@ -235,6 +236,8 @@ def checked(runs: list[Options]) -> Labelled:
     if "quantize" in stages:
         checks.append(lambda: check_installed("--quant_method", options.quant_method,
                                               quantization.REQUIREMENTS[options.quant_method]))  # fmt: skip
+    checks += [lambda bits=bits: check_installed("--qat", bits, qat.REQUIREMENTS[bits]) for bits in
+               {one.qat for one in runs}]  # fmt: skip
     checks.append(lambda: check_installed("--export", options.export, export.required(options.export)))
     found: list[Labelled] = []
     checks.append(lambda: found.append(read_labelled(narrow(options, DataOptions))))

@@ -5,7 +5,6 @@ if it were not there (Bengio et al. 2013; Jacob et al. 2018). torchao swaps the 
 written is an ordinary checkpoint whose weights lie on the grid, so that an export of those bits changes none of them.
 """
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,6 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from torch import Tensor, nn
-from torchao.quantization.qat.embedding import FakeQuantizedEmbedding
-from torchao.quantization.qat.linear import FakeQuantizedLinear
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
 
 from compression_config import QatOptions
@@ -24,8 +21,7 @@ from rounding import rounded_input, rounded_weight
 from training import save_model, soft_target_loss, train_
 
 BITS = {"int8": 8, "int4": 4}
-
-log = logging.getLogger(__name__)
+REQUIREMENTS = {"none": (), "int8": ("torchao",), "int4": ("torchao",)}
 
 
 class StraightThrough(nn.Module):
@@ -50,6 +46,9 @@ def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
 def fake_quantize_(model: PreTrainedModel, bits: int) -> None:
     """Put the rounding of weights, and under 8 bits of what reaches a Linear, in front of every layer, in place; the
     names of the weights stay."""
+    from torchao.quantization.qat.embedding import FakeQuantizedEmbedding
+    from torchao.quantization.qat.linear import FakeQuantizedLinear
+
     for name, layer in layers_of(model).items():
         linear = isinstance(layer, nn.Linear)
         swapped = FakeQuantizedLinear.from_linear(layer) if linear else FakeQuantizedEmbedding.from_embedding(layer)
