@@ -4,14 +4,13 @@ What the pipelines are compared with stands above them, as the pipeline `referen
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import report
 from artifacts import digest, versions, whole_or_absent
 from benchmark import machine
 from compression_config import as_record
-from experiment import Experiment
+from experiment import Experiment, plain_stem
 from stages import REFERENCES
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def common_options(experiments: list[Experiment]) -> dict[str, Any]:
 def ship_ablation(experiments: list[Experiment], results: list[Rows]) -> Rows:
     """Write the rows of all pipelines into `compressed_models/ablation_<data set>_<six digits>/`; the rows."""
     names, rows = [one.options.experiment for one in experiments], ablation_rows(experiments, results)
-    dataset = Path(experiments[0].options.dataset_path).name.split(".")[0]
+    dataset = plain_stem(experiments[0].options.dataset_path)
     directory = experiments[0].artifact.with_name(f"ablation_{dataset}_{digest(names)[:6]}")
     about = {"ablation": directory.name, "experiments": names, "machine": machine(), "versions": versions()}
     with whole_or_absent(directory, "new") as partial:

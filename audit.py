@@ -183,7 +183,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("without text or label", share(found["incomplete"]), "dropped"),
         ("copies, letter by letter", share(repeated["exact"]), "kept in one split"),
         ("copies but for blanks and Unicode form", share(repeated["normalized"]), "kept in one split"),
-        ("copies but for case and punctuation too", share(repeated["near"]), "not looked at"),
+        ("copies but for case and punctuation too", share(repeated["near"]), "they stay"),
         ("with contradicting labels", f"{against['texts']} texts, {share(against['rows'])}", "dropped"),
         ("of a held-out text, in the file's own split", share(found["leaks"]["same_text"]), "dropped"),
         *((f"{name} rows nearly as in training", str(found["leaks"][f"near_identical_{name}"]), "kept")

@@ -190,8 +190,10 @@ def origin_section(teacher: Row, options: dict[str, Any]) -> str:
                      f"{options['epochs']} epochs, alpha {options['kd_alpha']:g}, temperature "
                      f"{options['kd_temperature']:g}.")  # fmt: skip
     if "prune" in steps:
-        lines.append(f"- Pruned: {100 * options['prune_sparsity']:g} % of the encoder's weights are zero "
-                     f"(`{options['prune_method']}`); {options['fine_tune_epochs']} epochs of recovery.")  # fmt: skip
+        which = {"all": "encoder's Linears", "attention": "attention's Linears", "ffn": "feed-forward blocks"}
+        lines.append(f"- Pruned: {100 * options['prune_sparsity']:g} % of the weights of the "
+                     f"{which[options['prune_layers']]} are zero (`{options['prune_method']}`); at most "
+                     f"{options['fine_tune_epochs']} epochs of recovery.")  # fmt: skip
     if options["qat"] != "none":
         lines.append(f"- Made ready for `{options['qat']}`: {options['qat_epochs']} epochs with its "
                      "rounding in the loop.")  # fmt: skip
@@ -208,26 +210,31 @@ def served_file(row: Row) -> str:
     return next(name for name in files if name.endswith((".onnx", ".xml", ".safetensors")))
 
 
-def results_section(rows: list[Row], teacher: Row, about: dict[str, Any]) -> str:
-    """Every shipped form beside the teacher, and the F1 of each label."""
-    forms = [row for row in rows if row["stage"] != "teacher"]
+def results_section(
+    rows: list[Row], references: list[Row], notes: list[str], options: dict[str, Any], about: dict[str, Any]
+) -> str:
+    """Every shipped form beside the references, and the F1 of each label."""
+    forms = [*references, *(row for row in rows if row["stage"] != "teacher")]
     head = ["form", "file", "MB", "smaller", "ms a text", "faster", "macro-F1", "against the teacher, points",
             "accuracy", "agreement"]  # fmt: skip
     lines = [[f"`{row['stage']}`", f"`{served_file(row)}`" if row in rows else "not here", f"{row['size_mb']:.2f}",
               f"{row['compression_ratio']:.2f}x", f"{row['latency_ms_p50']:.2f}", f"{row['speedup_torch']:.2f}x",
               interval(row, "macro_f1"), difference_text(row), interval(row, "accuracy"), f"{row['agreement']:.4f}"]
-             for row in [teacher, *forms]]  # fmt: skip
-    labels = [["F1 of", *(f"`{row['stage']}`" for row in [teacher, *forms])],
-              *([shown(label), *(f"{row[f'f1.{label}']:.4f}" for row in [teacher, *forms])]
+             for row in forms]  # fmt: skip
+    labels = [["F1 of", *(f"`{row['stage']}`" for row in forms)],
+              *([shown(label), *(f"{row[f'f1.{label}']:.4f}" for row in forms)]
                 for label in about["labels"])]  # fmt: skip
     missed = [f"`{row['stage']}` gives no test row: {shown(row['never_predicted'])}." for row in forms
               if row.get("never_predicted")]  # fmt: skip
+    missed += [f"Note: {shown(note)}." for note in notes]
     where, which = about["machine"], about["shipped"]
+    on_gpu = f"; torch on {shown(str(where['gpu']))}" if options["device"] == "cuda" else ""
     repeated = f" This is {which} of a repeated run; the others and their mean are in `results_final.json`."
     return "\n\n".join([
         table([head, *lines]),
-        "On the test rows, with 95 % bootstrap intervals; those against the teacher are of pairs. Times: batch 1, "
-        f"forward pass alone, {shown(where['cpu'])}, {where['cores']} cores."
+        "On the test rows, with 95 % bootstrap intervals; those against the teacher are of pairs. `linear` is TF-IDF "
+        "with logistic regression, for reference. Times: batch 1, "
+        f"forward pass alone, {shown(where['cpu'])}, {where['cores']} cores{on_gpu}."
         f"{'' if which == 'the one run' else repeated}",
         table(labels), *missed])  # fmt: skip
 
@@ -291,14 +298,17 @@ def limits_section(rows: list[Row], options: dict[str, Any], about: dict[str, An
 
 
 def write_card(
-    directory: Path, teacher: Row, rows: list[Row], options: dict[str, Any], about: dict[str, Any]
-) -> None:
-    """Write the card of the artifact in `directory`; `rows` are those of its forms."""
+    directory: Path, references: list[Row], rows: list[Row], notes: list[str], options: dict[str, Any],
+    about: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write the card of the artifact in `directory`; `rows` are those of its forms, `references` those of the linear
+    reference and the teacher, `notes` what the run found worth a line."""
+    teacher = references[-1]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     made = f"{fenced('bash', about['command'])}\n\n{versions}. `results_final.json` holds every option and figure."
     sections = {"Data and labels": data_section(options, about),
                 "Teacher and student": origin_section(teacher, options),
-                "Results": results_section(rows, teacher, about),
+                "Results": results_section(rows, references, notes, options, about),
                 "Use": use_section(directory, rows, about) if rows else "Nothing is here to be loaded.",
                 "Limits": limits_section(rows, options, about), "How it was made": made}  # fmt: skip
     parts = [f"# {shown(about['experiment'])}", summary(rows, teacher, about),

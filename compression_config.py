@@ -390,6 +390,8 @@ def convert(name: str, value: str) -> Any:
         raise UserError(f"--{name} is {value}, but must be one of {', '.join(meta['choices'])}")
     if value.strip() == "":
         raise UserError(f"--{name} is {value!r}, but must not be empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"--{name} is {value}, but must be UTF-8")
     if meta["rule"] and not meta["rule"].holds(converted):
         raise UserError(f"--{name} is {value}, but {meta['rule'].text}")
     return converted
@@ -502,11 +504,12 @@ def idle_options(options: Options) -> dict[str, str]:
     """The options that are given and of no use to the pipeline, and why."""
     stages, more, idle = PIPELINES[options.pipeline], more_texts(options), {}
     distils, quantizes = "distill" in stages, "quantize" in stages
-    taught = distils or "prune" in stages or options.qat != "none"
+    recovers = "prune" in stages and options.fine_tune_epochs
+    taught = distils or recovers or options.qat != "none"
     if more and not taught and (more == ["augment"] or options.trim_vocab == "none"):
         idle |= dict.fromkeys(more, f"--{more[0]} is given, but --pipeline {options.pipeline} trains nothing on the "
                                     "teacher's outputs")  # fmt: skip
-    if options.ffn_width and not distils and not ("prune" in stages and options.fine_tune_epochs):
+    if options.ffn_width and not taught:
         idle["ffn_width"] = (f"--ffn_width is given, but --pipeline {options.pipeline} trains nothing afterwards that "
                              "would make it good")  # fmt: skip
     if options.kd_baseline and not distils:

@@ -23,6 +23,7 @@ from ranks import is_first
 
 CHATTY = ("torch.utils._pytree",)  # warns, at each import of torchao, of what concerns torchao's makers
 LIBRARIES = ("transformers", "datasets", "huggingface_hub")  # each has handlers and a level of its own
+BARS_IN_FILES_S = "10"  # between two states of a bar where stderr is a file or a pipe
 OURS = ("__main__", *(path.stem for path in Path(__file__).parent.glob("*.py")))
 
 
@@ -74,6 +75,8 @@ def start_logging(level: int = logging.INFO) -> None:
         level = logging.ERROR
     if level == logging.ERROR:
         os.environ["TQDM_DISABLE"] = "1"
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", BARS_IN_FILES_S)
     root, shown = logging.getLogger(), AboveBars(level)
     shown.setFormatter(Plain())
     for handler in [handler for handler in root.handlers if isinstance(handler, AboveBars)]:

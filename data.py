@@ -58,7 +58,8 @@ def usable(labelled: Labelled) -> Labelled:
     against = contradicting(labelled)
     if against.any():
         texts = len(np.unique(labelled.column("key")[against]))
-        log.warning("%d rows are dropped: %d texts carry contradicting labels", against.sum(), texts)
+        log.warning("%d rows are dropped: their %d %s more than one label", against.sum(), texts,
+                    "text has" if texts == 1 else "texts have")  # fmt: skip
     return labelled.where(~against)
 
 

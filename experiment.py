@@ -302,7 +302,7 @@ def open_experiments(runs: list[Options]) -> Iterator[list["Experiment"]]:
             chain.elsewhere = elsewhere
         told_by_first(lambda: open_all(experiments, log_to))
         yield experiments
-        for chain in chains if is_first() else ():
+        for chain in chains if is_first() and not runs[0].audit else ():
             drop_partial(chain.directory)
 
 
@@ -332,11 +332,19 @@ def finish(experiments: list["Experiment"]) -> list[list[dict[str, Any]]]:
     is trimmed to other texts)."""
     add_times([experiment.chains[0] for experiment in experiments])
     results = [experiment.results() for experiment in experiments]
-    for line in dict.fromkeys(line for rows in results for line in report.verdicts(rows)):
-        log.warning("note: %s", line)
+    for experiment, rows in zip(experiments, results, strict=True):
+        which = f"{experiment.options.pipeline}: " if len(experiments) > 1 else ""
+        for line in report.verdicts(rows):
+            log.warning("note: %s%s", which, line)
     for experiment, rows in zip(experiments, results, strict=True):
         experiment.ship(rows)
     return results
+
+
+def plain_stem(path: str) -> str:
+    """A file's name without its suffixes and without what means something to a shell."""
+    stem = Path(path).name.split(".")[0]
+    return "".join(c if c.isalnum() or c == "-" or c > "\x7f" and not c.isspace() else "_" for c in stem)
 
 
 def link_forms(forms: list[Form], target: Path) -> None:
@@ -375,13 +383,11 @@ class Experiment:
                        for (name, one, _), rows in zip(repeats(options), splits, strict=True)]  # fmt: skip
 
     def default_name(self, options: Options, splits: list[DatasetDict]) -> str:
-        """Pipeline, data set and six digits of what determines the run; nothing in it means something to a shell."""
+        """Pipeline, data set and six digits of what determines the run."""
         rows = [rows_digest(split) for one in splits for split in one.values()]
         files = [file_digest(Path(path)) for path in (options.unlabeled_path,) if path]
         run = [reproducible(options), rows, self.task.labels, source_digest(options.teacher_path), files]
-        stem = Path(options.dataset_path).name.split(".")[0]
-        plain = "".join(c if c.isalnum() or c == "-" or c > "\x7f" and not c.isspace() else "_" for c in stem)
-        return f"{options.pipeline}_{plain}_{digest(run)[:6]}"
+        return f"{options.pipeline}_{plain_stem(options.dataset_path)}_{digest(run)[:6]}"
 
     def open(self) -> None:
         """Keep the options, the audit and the rows of every split; refuse a folder that holds other options."""
@@ -399,9 +405,9 @@ class Experiment:
     def tell_audit(self) -> None:
         """Log what was read and found, unless it is what the run prints."""
         if not self.options.audit:
-            log.info("%s: text %r, %s %s\n%s", self.options.dataset_path, self.labelled.text,
-                     "labels" if self.task.multi_label else "classes", "/".join(self.task.labels),
-                     audit_table(self.audit))  # fmt: skip
+            log.info("%s: text %r, labels %s: %s\n%s", self.options.dataset_path, self.labelled.text,
+                     ", ".join(map(repr, self.labelled.label_columns)),
+                     "/".join(self.task.labels), audit_table(self.audit))  # fmt: skip
 
     def run(self) -> None:
         """Every stage of every repeat."""
@@ -445,7 +451,9 @@ class Experiment:
             report.write_results(partial, rows, options, about)
             report.write_page(partial, audit_lines(self.audit), with_examples=not self.options.no_examples)
             of_first = {row["stage"]: row for row in rows if row.get("repeat", "") == first.name}
-            write_card(partial, of_first["teacher"], [of_first[name] for name in shipped], options, about)
+            references = [of_first[name] for name in ("linear", "teacher")]
+            write_card(partial, references, [of_first[name] for name in shipped],
+                       report.verdicts(list(of_first.values())), options, about)  # fmt: skip
         bundle = write_bundle(self.artifact)
         which = f" ({first.name})" if first.name else ""
         log.info("the final model%s and its results are in %s; packed, %.2f MB, in %s", which, self.artifact,

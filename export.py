@@ -73,7 +73,7 @@ def export(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, optio
             (out_dir / graph.form).parent.mkdir(exist_ok=True)
             write = partial(write_graph, graph, source, out_dir, texts, options.max_length)
             if gate and graph.bits < 32:
-                whole[row] = gate.fit(write, out_dir, [graph.form], graph.bits)
+                whole[row] = gate.fit(write, out_dir, graph.form, graph.bits)
             else:
                 write(())
             if graph.bits == 32:

@@ -22,7 +22,7 @@ from data import label_array
 from encoders import Task
 from engines import decide, load, predict_logits
 from evaluation import macro_f1
-from rounding import round_input, rounded_weight
+from rounding import layers_of, round_input, rounded_weight
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ class Gate:
             self.rankings[bits] = sorted(found, key=lambda name: -found[name])
         return self.rankings[bits]
 
-    def fit(self, write: Callable[[Sequence[str]], None], out_dir: Path, forms: Sequence[str], bits: int) -> list[str]:
-        """Write the forms with 0, 1, 2, 4, ... of the most sensitive layers left whole, until all of them score enough
-        or none is left to quantize; the layers that were left."""
+    def fit(self, write: Callable[[Sequence[str]], None], out_dir: Path, form: str, bits: int) -> list[str]:
+        """Write the form with 0, 1, 2, 4, ... of the most sensitive layers left whole, until it scores enough or none
+        is left to quantize; the layers that were left."""
         whole: list[str] = []
         write(whole)
-        while min(self.score(out_dir, form) for form in forms) < self.least and len(whole) < len(self.ranking(bits)):
+        while self.score(out_dir, form) < self.least and len(whole) < len(self.ranking(bits)):
             whole = self.ranking(bits)[: max(1, 2 * len(whole))]
-            log.info("%s lose too much; %d layers are left whole", " and ".join(forms), len(whole))
+            log.info("%s loses too much; %d layers are left whole", form, len(whole))
             write(whole)
         return whole
 
@@ -77,7 +77,7 @@ def sensitivities(model_dir: Path, texts: list[str], max_length: int, bits: int)
 
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32).eval()
     batches = list(text_batches(texts, AutoTokenizer.from_pretrained(model_dir), max_length, 32))
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding)}
+    layers = layers_of(model)
 
     def logits() -> Tensor:
         return torch.cat([model(**batch).logits for batch in batches])

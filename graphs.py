@@ -102,7 +102,7 @@ def write_graphs(model_dir: Path) -> None:
 
 
 def onnx_dynamic(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
-    """Int8 weights per channel, embeddings and head too; activations are quantized as they come."""
+    """Int8 weights, of products per channel, embeddings and head too; activations are quantized as they come."""
     from onnxruntime.quantization import quantize_dynamic
 
     with quiet():
@@ -111,7 +111,7 @@ def onnx_dynamic(source: Path, target: Path, calibration: Calibration, whole: Se
 
 
 def onnx_static(source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()) -> None:
-    """Int8 weights per channel, embeddings and head too; the activations' ranges are the extremes seen on the texts.
+    """Int8 weights, of products per channel, embeddings and head too; ranges of activations are the extremes seen.
 
     Outputs of products stay in float: their few large values would stretch the scale of all others.
     """

@@ -68,8 +68,10 @@ def servable_forms(model_dir: Path, engine: str) -> list[str]:
     held = [form for form in forms_in(model_dir) if form != "linear"]
     pickles = sorted(path.name for pattern in PICKLES for path in model_dir.glob(pattern))
     if not held and pickles:
-        raise UserError(f"--model is {model_dir}, but holds only {pickles[0]}, a pickle, and loading a pickle runs the "
-                        "code in it; save the model as safetensors")  # fmt: skip
+        what = ("the linear reference, which is there for comparison; joblib.load reads it"
+                if pickles[0] == "linear.joblib" else
+                "a pickle, and loading a pickle runs the code in it; save the model as safetensors")  # fmt: skip
+        raise UserError(f"--model is {model_dir}, but holds only {pickles[0]}, {what}")
     if not held:
         raise UserError(f"--model is {model_dir}, but must hold model.safetensors, onnx/*.onnx or openvino/*.xml")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -191,7 +193,8 @@ def text_errors(options: argparse.Namespace) -> list[str]:
 
 def input_errors(options: argparse.Namespace) -> list[str]:
     """Why the input cannot be read; sets `format` where it is not given."""
-    errors = ["TEXT is given, but not together with --input"] if options.texts else []
+    quote = "quote a file name that holds blanks"
+    errors = [f"TEXT is given, but not together with --input; {quote}"] if options.texts else []
     if options.input != "-":
         errors += file_errors("--input", options.input)
     usual = "txt" if options.input == "-" else SUFFIXES.get(Path(options.input).suffix.lower())

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -153,17 +153,18 @@ def has_splits(table: pa.Table) -> bool:
     return "split" in table.column_names and {value.lower() for value in values_of(table["split"])} <= set(SPLIT_NAMES)
 
 
-def known_column(table: pa.Table, name: str, flag: str) -> str:
-    """`name`, refused where the file has no such column."""
-    if name not in table.column_names:
-        raise UserError(f"{flag} is {name}, but the file has the columns {', '.join(table.column_names)}")
-    return name
+def check_columns(table: pa.Table, options: DataOptions) -> None:
+    """UserError with a line for each column that is asked for and not there."""
+    asked = [("text_column", options.text_column), ("group_column", options.group_column),
+             *(("label_columns", name) for name in options.label_columns or ())]  # fmt: skip
+    lines = [f"--{flag} is {name}, but the file has the columns {', '.join(table.column_names)}"
+             for flag, name in asked if name is not None and name not in table.column_names]  # fmt: skip
+    if lines:
+        raise UserError(*lines)
 
 
-def find_text_column(table: pa.Table, asked: str | None) -> str:
-    """The column with the texts, asked for or the only candidate."""
-    if asked is not None:
-        return known_column(table, asked, "--text_column")
+def find_text_column(table: pa.Table) -> str:
+    """The only candidate for the column with the texts."""
     candidates = [name for name in table.column_names if is_text(table[name])]
     if len(candidates) != 1:
         columns = ", ".join(table.column_names)
@@ -172,10 +173,8 @@ def find_text_column(table: pa.Table, asked: str | None) -> str:
     return candidates[0]
 
 
-def find_label_columns(table: pa.Table, asked: Sequence[str] | None, not_labels: set[str | None]) -> tuple[str, ...]:
-    """One label column, or several 0/1 columns; asked for, or the only reading of the file."""
-    if asked:
-        return tuple(known_column(table, name, "--label_columns") for name in asked)
+def find_label_columns(table: pa.Table, not_labels: set[str | None]) -> tuple[str, ...]:
+    """One label column, or several 0/1 columns, where the file can be read in one way alone."""
     skipped = not_labels | ({"split"} if has_splits(table) else set())
     candidates = [name for name in table.column_names if name not in skipped and is_label(table[name])]
     if len(candidates) == 1 or (candidates and all(is_flag(table[name]) for name in candidates)):
@@ -281,9 +280,9 @@ def complete_rows(table: pa.Table, text: str, group: str | None, labels: np.ndar
 def read_labelled(options: DataOptions) -> Labelled:
     """Read the files and find their columns; UserError in one line where that is in doubt."""
     table = read_files(options)
-    group = options.group_column and known_column(table, options.group_column, "--group_column")
-    text = find_text_column(table, options.text_column)
-    names = find_label_columns(table, options.label_columns, {text, group})
+    check_columns(table, options)
+    group, text = options.group_column, options.text_column or find_text_column(table)
+    names = tuple(options.label_columns or find_label_columns(table, {text, group}))
     task, labels = read_task(table, names)
     rows, complete = complete_rows(table, text, group, labels, options.dataset_path)
     return Labelled(table, text, names, task, rows, labels[complete])

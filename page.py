@@ -142,9 +142,8 @@ sums: compare their course, not their height.</p>
 {{ parts.table([], audit, "What is wrong with the data", "words") }}
 <h2>How to make this again</h2>
 <pre><code>{{ command }}</code></pre>
-<p class="aside">Every <code>auto</code> is written out.</p>
 <dl class="facts">{% for name, value in facts %}<div><dt>{{ name }}</dt> <dd>{{ value }}</dd></div>{% endfor %}</dl>
-<details><summary>All options</summary>
+<details><summary>All options, as they were chosen</summary>
 {{ parts.table([], options, "All options", "words") }}</details>
 {% endblock %}
 """

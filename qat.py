@@ -2,7 +2,7 @@
 
 Forward passes see every Linear and embedding on the grid that the exported forms have; gradients pass the rounding as
 if it were not there (Bengio et al. 2013; Jacob et al. 2018). torchao swaps the layers and swaps them back. What is
-written is an ordinary checkpoint whose weights lie on the grid, so that an export of those bits changes none of them.
+written is an ordinary checkpoint whose weights lie on the grid: an OpenVINO export in 4 bits changes none of them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from compression_config import QatOptions
 from encoders import Task, encoder_linears
 from masks import HoldZeros
-from rounding import rounded_input, rounded_weight
+from rounding import layers_of, rounded_input, rounded_weight
 from training import save_model, soft_target_loss, train_
 
 BITS = {"int8": 8, "int4": 4}
@@ -36,11 +36,6 @@ class StraightThrough(nn.Module):
         with torch.no_grad():
             change = self.rounded(values.float()).to(values.dtype) - values
         return values + change
-
-
-def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
-    """Name -> every layer that has a grid."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding)}
 
 
 def fake_quantize_(model: PreTrainedModel, bits: int) -> None:

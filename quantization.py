@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ REQUIREMENTS = {
     "static": ("onnx", "onnxruntime"),
     "int4": ("accelerate", "bitsandbytes"),
 }
-ENGINES = {"fp16": ("torch",), "dynamic": ("torch", "onnx"), "static": ("onnx",), "int4": ("torch",)}
 
 
 def quantize_fp16(
@@ -52,13 +52,19 @@ def quantize_fp16(
 def quantize_dynamic(
     parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
 ) -> None:
-    """Int8 weights, activations quantized as they come: encoder Linears in torch, embeddings and head too in ONNX."""
+    """Int8 weights of encoder Linears, activations quantized as they come."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     from transformers import TorchAoConfig
 
     scheme = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     _save_quantized(parent, out_dir, TorchAoConfig(scheme, modules_to_not_convert=[*left_alone(parent), *whole]))
-    _write_graph(parent, out_dir, graphs.onnx_dynamic, [], max_length, whole)
+
+
+def quantize_dynamic_onnx(
+    parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
+) -> None:
+    """The same in ONNX, embeddings and head too."""
+    _write_graph(parent, out_dir, "model_quantized.onnx", graphs.onnx_dynamic, [], max_length, whole)
 
 
 def quantize_static(
@@ -66,7 +72,7 @@ def quantize_static(
 ) -> None:
     """Int8 weights, embeddings and head; the activations' ranges are the extremes seen on `texts`."""
     _copy_all_but_weights(parent, out_dir)
-    _write_graph(parent, out_dir, graphs.onnx_static, texts, max_length, whole)
+    _write_graph(parent, out_dir, "model_static.onnx", graphs.onnx_static, texts, max_length, whole)
 
 
 def quantize_int4(
@@ -92,12 +98,17 @@ def quantize_int4(
     _save_quantized(parent, out_dir, scheme)
 
 
-QUANTIZERS: dict[str, Quantizer] = {
-    "fp16": quantize_fp16,
-    "dynamic": quantize_dynamic,
-    "static": quantize_static,
-    "int4": quantize_int4,
+QUANTIZERS: dict[str, dict[str, Quantizer]] = {  # method -> engine -> what writes its form
+    "fp16": {"torch": quantize_fp16},
+    "dynamic": {"torch": quantize_dynamic, "onnx": quantize_dynamic_onnx},
+    "static": {"onnx": quantize_static},
+    "int4": {"torch": quantize_int4},
 }
+
+
+def form_name(method: str, engine: str) -> str:
+    """The row of a method's form."""
+    return method + ("-onnx" if engine == "onnx" else "")
 
 
 def quantize(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: QuantizeOptions) -> Path:
@@ -105,14 +116,15 @@ def quantize(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, opt
     method = options.quant_method
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
 
-    def write(whole: Sequence[str]) -> None:
-        QUANTIZERS[method](model_in, out_dir, texts, options.max_length, whole)
-
-    if options.quant_auto and method in BITS:
-        whole = Gate(model_in, splits, task, options).fit(write, out_dir, ENGINES[method], BITS[method])
-        keep_record(out_dir, {method: whole, f"{method}-onnx": whole})
-    else:
-        write(())
+    gate = Gate(model_in, splits, task, options) if options.quant_auto and method in BITS else None
+    whole: dict[str, list[str]] = {}
+    for engine, quantizer in QUANTIZERS[method].items():
+        write = partial(quantizer, model_in, out_dir, texts, options.max_length)
+        if gate:
+            whole[form_name(method, engine)] = gate.fit(write, out_dir, engine, BITS[method])
+        else:
+            write()
+    keep_record(out_dir, whole)
     return out_dir
 
 
@@ -144,12 +156,14 @@ def _copy_all_but_weights(parent: Path, out_dir: Path) -> None:
 
 
 def _write_graph(
-    parent: Path, out_dir: Path, write: graphs.Writer, texts: list[str], max_length: int, whole: Sequence[str]
-) -> None:
-    """Put `write`'s graph into `out_dir`; the fp32 graph that it is made from leaves no trace."""
+    parent: Path, out_dir: Path, name: str, write: graphs.Writer, texts: list[str], max_length: int,
+    whole: Sequence[str],
+) -> None:  # fmt: skip
+    """Put `write`'s graph into `out_dir`, under the name that an export gives it; the fp32 graph that it is made from
+    leaves no trace."""
     (out_dir / "onnx").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         graphs.write_onnx(parent, source)
         calibration = graphs.Calibration(parent, texts, max_length)
-        write(source, out_dir / "onnx" / "model_quantized.onnx", calibration, whole)
+        write(source, out_dir / "onnx" / name, calibration, whole)

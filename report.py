@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -161,6 +162,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         return f"the teacher as it is, {size_and_time(row)}: macro-F1 {row['macro_f1']:.4f}"
     size = ratio_text(row["compression_ratio"], "smaller", "larger", "as large")
     pace = ratio_text(row["speedup_torch"], "faster", "slower", "as fast")
+    if not all(one.get("steady", True) for one in rows if one["stage"] in ("teacher", row["stage"])):
+        pace += " (on a busy machine)"
     return f"{row['stage']} against the teacher: {size}, {pace}, {points_text(row)}"
 
 
@@ -180,7 +183,9 @@ def step_verdict(row: dict[str, Any], before: dict[str, Any]) -> str:
     else:
         return ""
     packed = f"; packed, {row['packed_mb']:.2f} against {before['packed_mb']:.2f} MB"
-    return f"{row['stage']} {what} {before['stage']}: {size_and_time(row)} against {size_and_time(before)}{packed}"
+    quality = f"; macro-F1 {row['macro_f1']:.4f} against {before['macro_f1']:.4f}"
+    sizes = f"{size_and_time(row)} against {size_and_time(before)}"
+    return f"{row['stage']} {what} {before['stage']}: {sizes}{packed}{quality}"
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
@@ -195,11 +200,11 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
         said.append(f"the student is larger than the teacher: {sizes}; "
                     f"compression starts at {student['compression_ratio']:.2f}x")  # fmt: skip
     steps = [step_verdict(row, by_stage[row["parent"]]) for row in rows
-             if row["parent"] in by_stage and row["stage"] != "start"]  # fmt: skip
+             if row["parent"] in by_stage and row["stage"] not in ("start", "qat", "tuned")]  # fmt: skip
     said += [line for line in steps if line]
     if linear["macro_f1"] > final["macro_f1"]:
-        said.append(f"the linear reference is better than the final model: macro-F1 {linear['macro_f1']:.4f} against "
-                    f"{final['macro_f1']:.4f}")  # fmt: skip
+        said.append(f"the final model does not beat the linear reference: macro-F1 {final['macro_f1']:.4f} against "
+                    f"{linear['macro_f1']:.4f}; a pretrained --teacher_path or more rows may change that")  # fmt: skip
     unsteady = [row["stage"] for row in rows if not row.get("steady", True)]
     if unsteady:
         said.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")
@@ -219,7 +224,7 @@ def read_results(directory: Path | str, names: tuple[str, ...] = (RESULTS,)) -> 
     for path in (Path(directory) / f"{name}.json" for name in names):
         with suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads(path.read_text(encoding="utf-8"))
-            if all(isinstance(row, dict) for row in document["rows"]):
+            if document["rows"] and all(isinstance(row, dict) and "stage" in row for row in document["rows"]):
                 return document
     what = {RESULTS: "a run", ABLATION: "an ablation"}
     raise UserError(f"{directory} holds " + " and ".join(f"no {name}.json of {what[name]}" for name in names))
@@ -317,6 +322,7 @@ def run_page(document: dict[str, Any], audit: list[tuple[str, str, str]], with_e
     teacher = next(row for row in shown if row["stage"] == "teacher")
     repeated = len(dict.fromkeys(row["repeat"] for row in rows)) - 1 if "repeat" in teacher else 0
     first = f" Of the first repeat, {document['shipped']}." if repeated else ""
+    of_first = [row for row in rows if row.get("repeat", "") == (document["shipped"] if repeated else "")]
     confusions = [(stage, confusion(rows, stage)) for stage in dict.fromkeys(("teacher", final))]
     head, lines = page.label_confusions(labels, confusions) if multi_label else ([], [])
     examples = None
@@ -324,7 +330,7 @@ def run_page(document: dict[str, Any], audit: list[tuple[str, str, str]], with_e
         examples = disagreements(Path(teacher["directory"]).parent, final, labels, multi_label)
     return page.fill(
         "run", title=document["experiment"], verdict=verdict(rows), cells=cells(rows), final=final, labels=labels,
-        notes=verdicts(rows) + stopped_forms(shown, document["config"]["max_f1_drop"]),
+        notes=verdicts(rows) + stopped_forms(of_first, document["config"]["max_f1_drop"]),
         means=f"Means of {repeated} repeats. " if repeated else "", first=first,
         trade_offs=page.trade_offs({row["stage"]: row for row in trained(rows)}), bars=page.bars(shown),
         untrained=[row["stage"] for row in shown if row not in trained(rows)],
@@ -371,8 +377,8 @@ def comparison_page(directories: list[str]) -> str:
 
 def write_comparison(directories: list[str], file: Path) -> None:
     """`comparison_page` as a file that is whole or absent."""
-    if not file.parent.is_dir() or file.is_dir():
-        raise UserError(f"--html is {file}, but must be a file in a folder that is there")
+    if not file.parent.is_dir() or file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--html is {file}, but must be a file in a folder that is there and can be written to")
     text, partial = comparison_page(directories), file.with_name(f"{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)

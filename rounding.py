@@ -1,4 +1,4 @@
-"""The grids of weights and activations in fewer bits, as the exported forms have them.
+"""The grids of weights and activations in fewer bits: those of Linears in the exported forms, or near them.
 
 Eight bits: a scale for each output row of a weight, from the largest absolute value on 127 steps; activations on 256
 steps between their extremes. Four bits: a scale for each 64 weights of a row, and the largest of them, whatever its
@@ -12,6 +12,11 @@ from engines import INT4_BLOCK
 
 LEAST_BLOCK = 32  # fewer weights do not share a scale in 4 bits
 TINY = 1e-12  # the least scale, of weights that are all zero
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
+    """Name -> every layer that has a grid."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding)}
 
 
 def block_of(width: int) -> int:

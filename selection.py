@@ -178,6 +178,7 @@ def choose(
     known = remembered().get(key)
     if known in [list(candidate) for candidate in candidates]:
         return known[0], known[1]
+    log.info("timing %d forms and thread counts, once: the choice is kept in %s", len(candidates), memory_path())
     chosen = fastest(candidates, load)
     remember(key, chosen)
     return chosen

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +59,7 @@ from export import GRAPHS, export, graphs_of
 from graphs import write_graphs
 from pruning import prune
 from qat import qat
-from quantization import ENGINES, quantize
+from quantization import QUANTIZERS, form_name, quantize
 from ranks import is_first, process_count, told_by_first, wait
 from threshold import tune
 from training import reporting, teacher
@@ -88,7 +89,7 @@ STAGES = {
     "prune": Stage(prune, PruneOptions, "pruned", 4, reads="soft_splits", trains=True),
     "qat": Stage(qat, QatOptions, "qat", reads="soft_splits", trains=True),
     "tune": Stage(tune, ComputeOptions, "tuned"),
-    "quantize": Stage(quantize, QuantizeOptions, "", 2),
+    "quantize": Stage(quantize, QuantizeOptions, "", 3),
     "export": Stage(export, ExportOptions, "", 3),
     "linear": Stage(fit_linear, SeedOptions, "linear"),
 }
@@ -105,8 +106,9 @@ DOES: dict[str, Callable[[Any], str]] = {  # stage -> its options -> what it doe
     "distill": lambda of: f"train {of.student_path} on the teacher's outputs, at most {of.epochs} epochs: they say "
                           "more than the labels",
     "plain": lambda of: "train the same student on the labels alone: what the teacher adds is the difference",
-    "prune": lambda of: f"set {100 * of.prune_sparsity:g} % of the encoder's weights to zero by {of.prune_method}, "
-                        f"then recover in {of.fine_tune_epochs} epochs: zeros pack well",
+    "prune": lambda of: f"set {100 * of.prune_sparsity:g} % of the weights of the encoder's Linears "
+                        f"({of.prune_layers}) to zero by {of.prune_method}, then recover in at most "
+                        f"{of.fine_tune_epochs} epochs: zeros pack well",
     "qat": lambda of: f"train {of.qat_epochs} epochs with the rounding of {of.qat} in the loop: the weights settle "
                       "where fewer bits cost little",
     "tune": lambda of: "choose decision thresholds on validation: one half need not be best for macro-F1",
@@ -130,7 +132,7 @@ def forms_of(stage: str, options: Options) -> dict[str, str]:
         return {row: graph.form for row, graph in graphs_of(options.export).items()}
     if stage == "quantize":
         method = options.quant_method
-        return {method + ("-onnx" if engine == "onnx" else ""): engine for engine in ENGINES[method]}
+        return {form_name(method, engine): engine for engine in QUANTIZERS[method]}
     return {STAGES[stage].row: "linear" if stage == "linear" else "torch"}
 
 
@@ -169,8 +171,11 @@ def gated(row: dict[str, Any], parent: dict[str, Any], limit: float) -> dict[str
 
 def find_evaluation(places: Iterable[Path], key: str) -> Path | None:
     """The first of these files that holds the evaluation with this key and has its predictions beside it."""
-    return next((path for path in places if path.is_file() and path.with_suffix(".parquet").is_file()
-                 and json.loads(path.read_text())["key"] == key), None)  # fmt: skip
+    for path in places:
+        with suppress(OSError, ValueError):  # another run may be writing its own
+            if path.with_suffix(".parquet").is_file() and json.loads(path.read_text())["key"] == key:
+                return path
+    return None
 
 
 class Chain:

@@ -104,7 +104,7 @@ CONTENDERS = PEERS | OURS
 def texts_of(path: str) -> list[str]:
     """The texts of a labelled file that are not blank, in its order."""
     table = read_table(path, "FILE")
-    return [text for text in table[find_text_column(table, None)].to_pylist() if text and text.strip()]
+    return [text for text in table[find_text_column(table)].to_pylist() if text and text.strip()]
 
 
 def write_shape(shape: str, texts: list[str], folder: Path) -> None:

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,7 +71,8 @@ print("inputs:  ", ", ".join(sorted({path.relative_to(INPUTS).parts[0] for path 
 print("torch:   ", torch.__version__, flush=True)
 
 # %%
-LABELLED = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".csv.zst", ".jsonl.gz", ".jsonl.zst")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+LABELLED = (".parquet", *(kind + packed for kind in TABLES for packed in ("", ".gz", ".zst")))
 PROBLEMS: list[str] = []
 
 
@@ -101,7 +103,7 @@ def find_project() -> str:
 def find_inputs() -> tuple[str, str, str]:
     """The labelled file, the teacher and where models of earlier sessions lie; empty where there is none to find."""
     earlier = {path.parents[1] for path in FILES if path.name == "config.yaml" and path.parents[1].name == "models"}
-    known = {*(models.parent for models in earlier), *ATTACHED_PROJECTS}
+    known = {*(models if models.parent == INPUTS else models.parent for models in earlier), *ATTACHED_PROJECTS}
     models = outside(known, (path.parent for path in FILES
                              if path.suffix == ".safetensors" and (path.parent / "config.json").is_file()))  # fmt: skip
     labelled = outside({*known, *models}, (path for path in FILES if path.name.lower().endswith(LABELLED)))
@@ -123,7 +125,8 @@ def installed(name: str) -> str:
 
 def find_pins(project: str) -> list[str]:
     """The pins that this Kaggle image does not meet; elsewhere packages are the user's own business."""
-    pins = Path(project, "requirements-kaggle.txt").read_text().splitlines() if ON_KAGGLE and project else []
+    file = Path(project, "requirements-kaggle.txt")
+    pins = file.read_text().splitlines() if ON_KAGGLE and file.is_file() else []
     unmet = [pin for pin in pins if "==" in pin and installed(pin.split("==")[0]) != pin.split("==")[1]]
     if unmet and not ONLINE and not WHEELS:
         PROBLEMS.append("the packages: a dataset of what `pip download --no-deps -r requirements-kaggle.txt` fetches "
@@ -134,6 +137,8 @@ def find_pins(project: str) -> list[str]:
 ATTACHED_PROJECTS = [path.parent for path in FILES if path.name == "compression_config.py"]
 WHEELS = sorted({str(path.parent) for path in FILES if path.suffix == ".whl"})
 PROJECT = find_project()
+if PROJECT and not Path(PROJECT, "main.py").is_file():
+    PROBLEMS.append(f"the project: PROJECT_DIR is {PROJECT}, which holds no main.py")
 SAMPLE = str(Path(PROJECT, "data", "HateSpeech.csv"))
 DATASET, TEACHER, REUSE = find_inputs()
 UNMET = find_pins(PROJECT)
@@ -181,20 +186,22 @@ print("data:    ", DATASET or f"{SAMPLE}, the project's synthetic sample: no lab
 print("teacher: ", TEACHER or "trained from scratch: none is attached, and TEACHER_PATH names none")
 print("earlier: ", REUSE or "none is attached")
 print("command: ", shlex.join(COMMAND), flush=True)
+START = time.time()
 CODE = subprocess.run(COMMAND).returncode
-if CODE not in (0, 3):  # 3: done, but a form was kept back
+PAGES = [path for path in OUTPUT.glob("compressed_models/*/report.html") if path.stat().st_mtime >= START]
+if CODE and not PAGES:  # done, but a form was kept back, is 3, and among several processes 1
     raise Stop(f"main.py ended with exit code {CODE}; its lines above say why")
 
 # %%
-def show_report(artifact: Path) -> None:
-    """The report, in a frame that keeps its styles to itself."""
+def show(report: Path) -> None:
+    """The page, in a frame that keeps its styles to itself."""
     from IPython.display import HTML, display
 
-    page = html.escape((artifact / "report.html").read_text(encoding="utf-8"))
+    page = html.escape(report.read_text(encoding="utf-8"))
     display(HTML(f'<div><iframe srcdoc="{page}" style="width: 100%; height: 900px; border: 0"></iframe></div>'))
 
 
-ARTIFACT = max(OUTPUT.glob("compressed_models/*/results_final.csv"), key=lambda path: path.stat().st_mtime).parent
-print("model and results:", ARTIFACT)
-if IN_NOTEBOOK:
-    show_report(ARTIFACT)
+for REPORT in sorted(PAGES, key=lambda path: path.stat().st_mtime)[-1:]:  # the last one is that of an ablation
+    print("model and results:", REPORT.parent)
+    if IN_NOTEBOOK:
+        show(REPORT)

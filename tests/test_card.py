@@ -122,7 +122,7 @@ def test_figures_are_those_of_the_results(artifact, document):
     text, rows = text_of(artifact), rows_of(document)
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()
              if line.startswith("| `")]  # fmt: skip
-    assert [line[0] for line in cells] == ["`teacher`", "`dynamic`", "`dynamic-onnx`", "`openvino`"]
+    assert [line[0] for line in cells] == ["`linear`", "`teacher`", "`dynamic`", "`dynamic-onnx`", "`openvino`"]
     for name, _, size, smaller, latency, faster, quality, against, right, agreement in cells:
         row = rows[name.strip("`")]
         assert [size, smaller] == [f"{row['size_mb']:.2f}", f"{row['compression_ratio']:.2f}x"]
@@ -132,10 +132,10 @@ def test_figures_are_those_of_the_results(artifact, document):
         assert right.startswith(f"{row['accuracy']:.4f} [")
         points = [100 * row[f"delta_macro_f1{end}"] for end in ("", "_low", "_high")]
         assert against == ("" if row is rows["teacher"] else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points))
-    of_labels = dict(re.findall(r"^\| (plain|a\\\|b).*? \| (0\.\d{4} \|.*) \|$", text, re.M))
+    of_labels = dict(re.findall(r"^\| (plain|a\\\|b).*? \| ([01]\.\d{4} \|.*) \|$", text, re.M))
     for start, label in (("plain", "plain"), ("a\\|b", HOSTILE)):
         assert of_labels[start].split(" | ") == [f"{rows[line[0].strip('`')][f'f1.{label}']:.4f}" for line in cells]
-    smallest = min((rows[line[0].strip("`")] for line in cells[1:]), key=lambda row: row["bytes"])
+    smallest = min((rows[line[0].strip("`")] for line in cells[2:]), key=lambda row: row["bytes"])
     (sentence_,) = [line for line in text.splitlines() if line.startswith("A text classifier")]
     assert f"{smallest['size_mb']:.2f} MB" in sentence_ and f"macro-F1 {smallest['macro_f1']:.4f}" in sentence_
     assert document["label_rows"] == {"train": {HOSTILE: 56, "plain": 56}, "validation": {HOSTILE: 8, "plain": 8},
@@ -178,7 +178,7 @@ def test_no_name_breaks_the_page(artifact):
                       "## How it was made"]  # fmt: skip
     assert "```" not in prose and "\u202e" not in text and not re.search(r"(?<!\\)[<\[](script|l)", prose)
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("| a")]
-    assert widths == [5, 5, 6]  # rows of splits of a label and of all, F1 of it: the label's own bar parts no cell
+    assert widths == [5, 5, 7]  # rows of splits of a label and of all, F1 of it: the label's own bar parts no cell
     assert card.shown("a\x85b\u2028c \x1b[31m\udce9 www.x.y") == "a b c \ufffd\\[31m\ufffd www\\.x.y"
     assert card.fenced("bash", "a ````\n``` b") == "`````bash\na ````\n``` b\n`````"
 
@@ -204,7 +204,8 @@ def test_a_row_weighs_what_serves_it_and_no_card(artifact, document):
 
 
 def test_a_card_without_forms_says_so_and_lists_no_results(artifact, document, tmp_path):
-    card.write_card(tmp_path, rows_of(document)["teacher"], [], document["config"], document)
+    card.write_card(tmp_path, [rows_of(document)[name] for name in ("linear", "teacher")], [], [], document["config"],
+                    document)  # fmt: skip
     read = ModelCard.load(tmp_path / "README.md")
     assert "each lost more than the run's `--max_f1_drop` allows" in read.text and "```python" not in read.text
     assert "model-index" not in read.data.to_dict() and "library_name" not in read.data.to_dict()

@@ -80,7 +80,7 @@ def stand_ins(tiny_csv, tmp_path_factory) -> dict[str, str]:
         tokenizer.save_pretrained(folder / name)
     (folder / "more.txt").write_text("\n".join(f"another good text {i}" for i in range(40)))
     return {"csebuetnlp/banglabert": str(folder / "banglabert"), "more_texts.txt": str(folder / "more.txt"),
-            "data/HateSpeech.csv": str(tiny_csv),
+            "data/HateSpeech.csv": str(tiny_csv), "my comments.csv": str(tiny_csv),
             "distilbert-base-multilingual-cased": str(folder / "distilbert"),
             "scratch:4x256": "scratch:2x64"}  # fmt: skip
 
@@ -142,8 +142,11 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
         ran.add(line)
 
     def label(argv: list[str]) -> None:
-        shutil.copy(stand_ins["data/HateSpeech.csv"], "comments.csv")
-        Path("scored.csv").unlink(missing_ok=True)
+        named = dict(zip(argv, argv[1:], strict=False))
+        if (source := named.get("--input", "-")) != "-":
+            shutil.copy(stand_ins["data/HateSpeech.csv"], source)
+        output = Path(named.get("--output", "-"))
+        output.unlink(missing_ok=True)
         rows = [{"text": "a good river"}, {"text": "a vile road"}]
         stdin = io.BytesIO("\n".join(map(json.dumps, rows)).encode())
         stdout = io.TextIOWrapper(io.BytesIO(), write_through=True)
@@ -151,8 +154,8 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
             patch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
             patch.setattr(sys, "stdout", stdout)
             assert inference.main(argv) == 0
-        written = Path("scored.csv").read_bytes() if "scored.csv" in argv else stdout.buffer.getvalue()
-        assert len(written.splitlines()) == (161 if "scored.csv" in argv else 2)
+        written = output.read_bytes() if output.name != "-" else stdout.buffer.getvalue()
+        assert len(written.splitlines()) == (161 if output.name != "-" else 2)
 
     def run(language: str, content: str) -> None:
         if language == "bash":

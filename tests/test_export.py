@@ -29,7 +29,7 @@ from compression_config import ExportOptions, UserError, check_installed
 from encoders import Task
 from engines import forms_in, load, predict_logits, read_tokenizer, serving_files
 from export import GRAPHS, REQUIREMENTS, check_faithful, export, graphs_of, required
-from quantization import ENGINES, QUANTIZERS
+from quantization import QUANTIZERS
 from weights import count_weights
 
 # bits -> largest mean |difference| of logits; more than the torch form's in 4 bits, whose embeddings stay whole
@@ -151,9 +151,10 @@ def test_every_form_of_every_family_and_head_reloads_in_a_fresh_process(tmp_path
         expected[family] = predict_logits(load(parent, "torch", MAX_LENGTH, threads=1), TEXTS)
         for method in QUANTIZERS:
             out = tmp_path / f"{family}-{method}"
-            QUANTIZERS[method](parent, out, sentences(32, seed=2), MAX_LENGTH)
-            jobs += [(out, engine, f"{family}.{method}.{engine}") for engine in ENGINES[method]]
-            allowed |= {f"{family}.{method}.{engine}": TOLERANCE[method] for engine in ENGINES[method]}
+            for quantizer in QUANTIZERS[method].values():
+                quantizer(parent, out, sentences(32, seed=2), MAX_LENGTH)
+            jobs += [(out, engine, f"{family}.{method}.{engine}") for engine in QUANTIZERS[method]]
+            allowed |= {f"{family}.{method}.{engine}": TOLERANCE[method] for engine in QUANTIZERS[method]}
         directory = exported(None, family, parent=parent)
         jobs += [(directory, graph.form, f"{family}.{row}") for row, graph in GRAPHS.items()]
         allowed |= {f"{family}.{row}": LARGEST[graph.bits] for row, graph in GRAPHS.items()}

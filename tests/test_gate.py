@@ -133,6 +133,6 @@ def test_layers_are_left_in_doubling_numbers_until_the_score_is_enough(fragile, 
     for enough, expected in ((0, 0), (1, 1), (3, 4), (5, 8), (9, 10), (99, 10)):
         written = []
         monkeypatch.setattr(gate, "score", lambda *_, enough=enough, written=written: float(len(written[-1]) >= enough))
-        assert gate.fit(lambda whole, written=written: written.append(list(whole)), tmp_path, ["torch"], 8) == list(
+        assert gate.fit(lambda whole, written=written: written.append(list(whole)), tmp_path, "torch", 8) == list(
             "abcdefghij")[:expected]  # fmt: skip
         assert [len(whole) for whole in written] == [n for n in (0, 1, 2, 4, 8, 10) if n <= expected]

@@ -375,7 +375,8 @@ def test_a_model_without_a_record_is_served(copied):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pkl", "linear.joblib"])
 def test_a_directory_that_holds_only_a_pickle_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch broken'\ntR.")
-    with pytest.raises(UserError, match=f"holds only {name}, a pickle, and loading a pickle runs the code in it"):
+    why = "the linear reference" if name == "linear.joblib" else "a pickle, and loading a pickle runs the code in it"
+    with pytest.raises(UserError, match=f"holds only {name}, {why}"):
         load(tmp_path)
 
 

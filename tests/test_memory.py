@@ -308,6 +308,14 @@ def test_a_name_that_holds_other_options_is_refused_unless_overwritten(first_run
     assert remembered(first_run, "second")["pruned"] is False
 
 
+def test_looking_at_the_data_leaves_what_a_killed_run_had_begun(first_run, run_main, tiny_csv, capsys):
+    begun = first_run / "models" / "second" / "prune.abc.partial" / "checkpoints"
+    begun.mkdir(parents=True)
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), "--experiment", "second", *SMALL]
+    assert run_main([*argv, "--fine_tune_epochs", "2", "--audit"]) == 0 and begun.is_dir()
+    assert run_main([*argv, "--fine_tune_epochs", "2"]) == 0 and not begun.is_dir()
+
+
 def test_reuse_takes_stages_from_another_folder(first_run, run_main, tiny_csv, tmp_path):
     argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path), "--experiment", "r", *SMALL]
     assert run_main([*argv, "--reuse", str(first_run)]) == 0

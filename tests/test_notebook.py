@@ -187,6 +187,22 @@ def test_earlier_outputs_are_reused_and_their_files_are_no_inputs(place, tiny_cs
         assert found() == (str(dataset), str(teacher), str(expected))
 
 
+def test_a_dataset_named_models_hides_no_other_input(place, tiny_csv):
+    teacher = attach_teacher(place, tiny_csv)
+    (place / "comments").mkdir()
+    (place / "comments" / "comments.tsv.gz").touch()
+    attach_teacher(place / "models" / "run", tiny_csv, "teacher")
+    (place / "models" / "run" / "config.yaml").touch()
+    assert found() == (str(place / "comments" / "comments.tsv.gz"), str(teacher), str(place / "models"))
+
+
+def test_a_folder_that_is_no_project_is_named(place, tiny_csv, monkeypatch):
+    attach_file(place, tiny_csv), attach_teacher(place, tiny_csv)
+    monkeypatch.setenv("PROJECT_DIR", str(place))
+    with pytest.raises(SystemExit, match=f"PROJECT_DIR is {place}, which holds no main.py"):
+        found()
+
+
 def test_online_the_sample_and_a_fresh_teacher_stand_in(place, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as hub:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")

@@ -18,7 +18,7 @@ from compression_config import PIPELINES, DataOptions, Options
 from data import load_splits
 from encoders import Task
 from experiment import Experiment
-from quantization import ENGINES
+from quantization import QUANTIZERS
 
 METHODS = {"prune": ("magnitude", "wanda"), "quantize": ("fp16", "dynamic", "static", "int4")}
 SMALL = ["--teacher_path", "scratch:2x64", "--student_path", "teacher:1", "--teacher_epochs", "4", "--epochs", "2",
@@ -62,7 +62,7 @@ def expected_rows(pipeline: str, quant: str) -> list[str]:
     rows = ["linear", "teacher"]
     rows += [{"distill": "student", "prune": "pruned"}[stage] for stage in PIPELINES[pipeline] if stage != "quantize"]
     if "quantize" in PIPELINES[pipeline]:
-        rows += [quant + ("-onnx" if engine == "onnx" else "") for engine in ENGINES[quant]]
+        rows += [quant + ("-onnx" if engine == "onnx" else "") for engine in QUANTIZERS[quant]]
     return rows
 
 
@@ -132,6 +132,21 @@ def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output)
     assert shapes == {128} and rows["student"]["parameters"] == rows["narrowed"]["parameters"]
     assert [rows[name]["parent"] for name in ("trimmed", "student", "pruned")] == ["start", "teacher", "student"]
     assert rows["dynamic-onnx"]["sparsity"] >= rows["pruned"]["sparsity"] >= 0.39
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_the_artifact_holds_every_form_as_it_was_measured(method, run_main, tiny_csv, output):
+    argv = ["--pipeline", "kd_quant", "--dataset_path", str(tiny_csv), "--output_dir", str(output), "--quant_method",
+            method, "--export", "onnx", "--experiment", f"both-{method}", *SMALL]  # fmt: skip
+    assert run_main(argv) == 0
+    document, _ = read(output, f"both-{method}")
+    shipped = output / "compressed_models" / f"both-{method}"
+    record = json.loads((shipped / "stage.json").read_text())
+    for row in document["rows"]:
+        if row["stage"] in record["forms"]:
+            (graph,) = (name for name in row["files"].split() if name.endswith((".onnx", ".safetensors")))
+            assert (shipped / graph).read_bytes() == (Path(row["directory"]) / graph).read_bytes(), row["stage"]
+    assert {f"{method}-onnx", "onnx-int8", "onnx-static", "onnx-int4"} <= set(record["forms"])
 
 
 @pytest.mark.parametrize("file, stem", [("my comments (1).final.csv", "my_comments__1_"), ("মন্তব্য-২.csv", "মন্তব্য-২")])

@@ -8,10 +8,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import qat as stage
+from compression_config import UserError, parse_options
 from engines import load, predict_logits
 from graphs import Calibration, onnx_dynamic, openvino_int4, write_onnx
-from qat import convert_, fake_quantize_, layers_of
-from rounding import block_of, round_input, rounded_input, rounded_weight
+from qat import convert_, fake_quantize_
+from rounding import block_of, layers_of, round_input, rounded_input, rounded_weight
 
 
 def test_the_grid_of_8_bits_by_hand():
@@ -136,6 +137,13 @@ def test_a_run_makes_a_pruned_student_ready_for_8_bits(tiny_csv, tmp_path, run_m
         assert not new[old == 0].any(), name
     assert rows.sparsity["onnx-int8"] >= rows.sparsity["qat"] >= rows.sparsity["pruned"] > 0.39
     assert run_main(argv) == 0 and seen == ["FakeQuantizedLinear"]
+
+
+def test_a_narrowed_teacher_is_trained_again_under_rounding():
+    argv = ["--pipeline", "quant_only", "--quant_method", "dynamic", "--ffn_width", "0.5"]
+    assert parse_options([*argv, "--qat", "int8"]).ffn_width == 0.5
+    with pytest.raises(UserError, match="trains nothing afterwards"):
+        parse_options(argv)
 
 
 @pytest.mark.parametrize("more", ["", "--pipeline kd_only", "--pipeline quant_only --quant_method fp16"])

@@ -29,7 +29,7 @@ from compression_config import UserError, check_installed
 from encoders import encoder_linears
 from engines import Engine, collate_with, forms_in, load, predict_logits, serving_files
 from graphs import write_graphs
-from quantization import ENGINES, QUANTIZERS, REQUIREMENTS
+from quantization import QUANTIZERS, REQUIREMENTS
 from weights import count_weights
 
 SPECIAL = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
@@ -50,7 +50,7 @@ FAMILIES = [name for name in CONFIGS if name != "albert"]
 HEADS = {"bert": ["classifier", "bert.pooler.dense"], "electra": ["classifier.dense", "classifier.out_proj"],
          "distilbert": ["classifier", "pre_classifier"], "roberta": ["classifier.dense", "classifier.out_proj"],
          "xlm-roberta": ["classifier.dense", "classifier.out_proj"]}  # fmt: skip
-FORMS = [(method, engine) for method in QUANTIZERS for engine in ENGINES[method]]
+FORMS = [(method, engine) for method in QUANTIZERS for engine in QUANTIZERS[method]]
 TOLERANCE = {"fp16": 0.002, "dynamic": 0.03, "static": 0.06, "int4": 0.15}  # mean |difference|; mean |logit| is 0.2-0.7
 AGREEMENT = {"fp16": 0.95, "dynamic": 0.9, "static": 0.9, "int4": 0.9}
 NF4 = [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407,
@@ -109,7 +109,8 @@ class Lab:
     def quantized(self, family: str, method: str) -> Path:
         path = self.folder / f"{family}-{method}"
         if not path.exists():
-            QUANTIZERS[method](self.parent(family), path, sentences(32, seed=2), MAX_LENGTH)
+            for quantizer in QUANTIZERS[method].values():
+                quantizer(self.parent(family), path, sentences(32, seed=2), MAX_LENGTH)
         return path
 
     def tensors(self, family: str, method: str | None = None) -> dict[str, torch.Tensor]:
@@ -205,7 +206,7 @@ def test_fp16_computes_in_fp32_whatever_its_parents_config_says(lab, tmp_path):
     parent = Path(shutil.copytree(lab.parent("bert"), tmp_path / "parent"))
     config = json.loads((parent / "config.json").read_text())
     (parent / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
-    QUANTIZERS["fp16"](parent, tmp_path / "fp16", TEXTS, MAX_LENGTH)
+    QUANTIZERS["fp16"]["torch"](parent, tmp_path / "fp16", TEXTS, MAX_LENGTH)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "fp16").dtype == torch.float32
 
 
@@ -293,7 +294,7 @@ def test_the_head_is_not_quantized_and_no_encoder_linear_is_left_in_full_precisi
 @pytest.mark.parametrize("method", QUANTIZERS)
 def test_a_directory_holds_what_serving_needs_and_nothing_else(lab, method):
     path = lab.quantized("bert", method)
-    served = {file for engine in ENGINES[method] for file in serving_files(path, engine)}
+    served = {file for engine in QUANTIZERS[method] for file in serving_files(path, engine)}
     assert served == {file for file in path.rglob("*") if file.is_file()}
     assert {file.name for file in served} >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
@@ -310,7 +311,7 @@ def test_nf4_refuses_a_model_of_which_nothing_fits(tmp_path):
     config = replace_config("bert", hidden_size=40, intermediate_size=100)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="--quant_method is int4, but .* multiple of 64"):
-        QUANTIZERS["int4"](tmp_path, tmp_path / "out", TEXTS, MAX_LENGTH)
+        QUANTIZERS["int4"]["torch"](tmp_path, tmp_path / "out", TEXTS, MAX_LENGTH)
 
 
 def replace_config(family: str, **changes):
@@ -382,6 +383,6 @@ def test_a_missing_package_is_refused_in_one_line(monkeypatch, method, package):
 
 
 def test_nothing_is_missing_here():
-    assert REQUIREMENTS.keys() == QUANTIZERS.keys() == ENGINES.keys()
+    assert REQUIREMENTS.keys() == QUANTIZERS.keys()
     for method in QUANTIZERS:
         check_installed("--quant_method", method, REQUIREMENTS[method])

@@ -62,6 +62,11 @@ def test_a_bad_file_gives_one_line(content, said, refused):
     assert len(lines) == 1 and said in lines[0] and "--" in lines[0]
 
 
+def test_a_path_that_is_not_utf_8_is_refused_first(refused):
+    (line,) = refused(["--dataset_path", "caf\udce9.csv"])
+    assert line.endswith("--dataset_path is caf\\udce9.csv, but must be UTF-8")
+
+
 def test_a_directory_is_no_file(refused, tmp_path):
     (line,) = refused(["--dataset_path", str(tmp_path)])
     assert "that is a directory" in line
@@ -72,6 +77,9 @@ def test_a_wrong_column_lists_those_that_exist(refused):
     assert line.endswith("--text_column is comment, but the file has the columns text, label")
     (line,) = refused(["--label_columns", "hate"])
     assert "--label_columns is hate" in line and "text, label" in line
+    lines = refused(["--text_column", "a", "--label_columns", "label", "b", "--group_column", "c"])
+    assert [line.split("error: ")[1].split(", but")[0] for line in lines] == [
+        "--text_column is a", "--group_column is c", "--label_columns is b"]
 
 
 def test_several_label_columns_must_hold_0_and_1(refused):

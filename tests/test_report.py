@@ -215,9 +215,14 @@ def test_a_repeated_run_shows_the_means_and_adds_up_the_confusions(artifact):
     document, _ = read(artifact)
     repeats = [one | {"repeat": name, "size_mb": one["size_mb"] * factor}
                for name, factor in (("seed 1", 1), ("seed 2", 3)) for one in document["rows"]]  # fmt: skip
+    for one, drop in zip((one for one in repeats if one["stage"] == document["rows"][-1]["stage"]), (0.015, -0.03),
+                         strict=True):  # fmt: skip
+        one |= {"shipped": drop < 0.01, "validation_drop": drop, "validation_macro_f1": 0.5}
     rows = repeats + mean_rows(repeats, 0.25)
-    html = report.run_page(document | {"rows": rows, "shipped": "seed 1"}, [], True)
+    config = document["config"] | {"max_f1_drop": 0.01}
+    html = report.run_page(document | {"rows": rows, "shipped": "seed 1", "config": config}, [], True)
     parsed = Parsed(html)
+    assert "it loses 1.5 points of macro-F1 on validation" in parsed.text
     assert parsed.tables[0] == report.cells(rows) and len(parsed.tables[0]) == 1 + len(document["rows"])
     assert parsed.tables[0][2][1] == f"{2 * document['rows'][1]['size_mb']:.2f}"
     assert "Means of 2 repeats" in parsed.text and "all repeats added up" in parsed.text
