@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from compression_config import PIPELINES
 from engines import longest_input, pad_token, read_tokenizer_config
-from report import difference_text
+from report import as_markdown, difference_text
 
 CARD = "README.md"
 Row = dict[str, Any]
@@ -88,13 +88,6 @@ def fenced(language: str, text: str) -> str:
     """A block of code that nothing in it can close."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def table(lines: list[list[str]]) -> str:
-    """Lines of cells as a Markdown table, the first as headings."""
-    head, *rest = lines
-    marks = ["---"] + ["--:"] * (len(head) - 1)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *rest])
 
 
 def is_hub_name(spec: str) -> bool:
@@ -173,7 +166,7 @@ def data_section(options: dict[str, Any], about: dict[str, Any]) -> str:
         f"File: {shown(Path(options['dataset_path']).name)}{''.join(f'; {shown(one)}' for one in more)}. Text: column "
         f"{shown(options['text_column'])}. Labels: {', '.join(map(shown, options['label_columns']))}, of which "
         f"{'any number may hold at once' if several else 'exactly one holds'} (`{about['problem_type']}`).",
-        table(lines),
+        as_markdown(lines),
         "Training saw the training rows, validation rows chose epochs (and thresholds), test rows were only measured "
         "on. Copies of one text stand on one side."])  # fmt: skip
 
@@ -231,12 +224,12 @@ def results_section(
     on_gpu = f"; torch on {shown(str(where['gpu']))}" if options["device"] == "cuda" else ""
     repeated = f" This is {which} of a repeated run; the others and their mean are in `results_final.json`."
     return "\n\n".join([
-        table([head, *lines]),
+        as_markdown([head, *lines]),
         "On the test rows, with 95 % bootstrap intervals; those against the teacher are of pairs. `linear` is TF-IDF "
         "with logistic regression, for reference. Times: batch 1, "
         f"forward pass alone, {shown(where['cpu'])}, {where['cores']} cores{on_gpu}."
         f"{'' if which == 'the one run' else repeated}",
-        table(labels), *missed])  # fmt: skip
+        as_markdown(labels), *missed])  # fmt: skip
 
 
 def decision(about: dict[str, Any], key: str) -> str:

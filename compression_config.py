@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 PIPELINES = {  # name -> the stages that follow the fine-tuned teacher
     "baseline": (),
@@ -50,6 +50,14 @@ class UserError(Exception):
         for line in self.lines:
             print(f"{program}: error: {line}", file=sys.stderr)
         return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what it refuses."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError in argparse's words."""
+        raise UserError(message)
 
 
 @dataclass(frozen=True)
@@ -359,9 +367,9 @@ def default_text(knob_field: Any) -> str:
 
 
 @cache
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All flags, as text: `parse_options` converts and checks them, so that every error is found at once."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py", allow_abbrev=False, usage="main.py [--pipeline NAME] [--dataset_path FILE] [options]",
         description="Fine-tune a teacher, distil, prune and quantize it, and print what each step cost.")  # fmt: skip
     groups: dict[str, Any] = {}
@@ -375,7 +383,6 @@ def build_parser() -> argparse.ArgumentParser:
         takes = ({"action": "store_const", "const": "true"} if meta["kind"] is bool
                  else {"metavar": shown, "nargs": ("*" if meta["choices"] else "+") if meta["many"] else None})
         groups[title].add_argument(f"--{name}", default=argparse.SUPPRESS, help=help_text, **takes)
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(message))
     return parser
 
 

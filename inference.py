@@ -15,10 +15,10 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import engines
-from compression_config import POSITIVE, UserError, file_errors
+from compression_config import POSITIVE, Parser, UserError, file_errors
 from console import is_disk_full, start_logging
 from engines import engine_of, forms_in, longest_input, serving_files
 from layouts import SUFFIXES, TABLES, Lines
@@ -128,14 +128,6 @@ def load(model_dir: Path | str, engine: str = "auto", threads: int | None = None
     form, threads = choose(model_dir, candidates, read_record(model_dir).get("files", {}),
                            lambda *candidate: load_form(model_dir, *candidate).engine)  # fmt: skip
     return load_form(model_dir, form, threads)
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what it refuses."""
-
-    def error(self, message: str) -> NoReturn:
-        """UserError in argparse's words."""
-        raise UserError(message)
 
 
 def build_parser() -> Parser:

@@ -4,7 +4,6 @@
 `python report.py DIR DIR --html FILE` writes one page that compares runs.
 """
 
-import argparse
 import csv
 import json
 import math
@@ -15,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compression_config import UserError
+from compression_config import Parser, UserError
 
 RESULTS, ABLATION = "results_final", "results_ablation"  # names of files: of a run's rows, of several pipelines'
 HISTORY, PAGE = "history.json", "report.html"
@@ -102,11 +101,16 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
 
 
+def as_markdown(lines: list[list[str]]) -> str:
+    """Lines of cells as a Markdown table, the first as headings."""
+    head, *rest = lines
+    marks = ["---"] + ["--:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *rest])
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The headline rows as a Markdown table."""
-    head, *lines = cells(rows)
-    marks = ["---"] + ["--:"] * (len(head) - 1)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *lines])
+    return as_markdown(cells(rows))
 
 
 def latex(rows: list[dict[str, Any]]) -> str:
@@ -387,12 +391,11 @@ def write_comparison(directories: list[str], file: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Print the table of each folder, or write one page of all."""
     what = "Print the table of a finished run, or compare runs."
-    parser = argparse.ArgumentParser(prog="report.py", description=what)
+    parser = Parser(prog="report.py", description=what)
     parser.add_argument("directory", nargs="+", help="folder in compressed_models/")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--format", choices=tuple(FORMATS), default="text", help="how to print it (default: text)")
     shape.add_argument("--html", type=Path, metavar="FILE", help="write one page that compares the runs instead")
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(message))
     try:
         args = parser.parse_args(argv)
         if args.html:
