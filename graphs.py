@@ -13,8 +13,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from io import StringIO
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,29 +31,22 @@ EXAMPLE_TEXTS = ["a", "a b c d e f g h"]  # of different lengths, so that the tr
 QUANTIZED_OPS = ("MatMul", "Gather", "Gemm")
 ONNX_INT4_BLOCK = 128  # weights of ONNX that share a scale, which takes four bytes
 CALIBRATION_BATCH = 8
+BATCHES_AT_ONCE = 64  # whose extremes ONNX Runtime holds before it merges them
 
 Writer = Callable[[Path, Path, "Calibration", Sequence[str]], None]  # (fp32 graph, out, texts, whole layers)
 
 
 class Calibration:
-    """Token ids of the texts that activations' ranges are measured on, made batch by batch.
-
-    It also is what ONNX Runtime's calibration reads, once: a batch a call, None after the last.
-    """
+    """Token ids of the texts that activations' ranges are measured on, made batch by batch."""
 
     def __init__(self, model_dir: Path, texts: list[str], max_length: int):
         self.tokenize, self.collate = read_tokenizer(model_dir, max_length)
         self.texts = sorted(texts, key=len)
-        self.batches = iter(self.batched(CALIBRATION_BATCH))
 
     def batched(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """`input_ids` and `attention_mask` of `size` texts of similar length at a time."""
         for start in range(0, len(self.texts), size):
             yield self.collate(self.tokenize(self.texts[start : start + size]))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch."""
-        return next(self.batches, None)
 
 
 def write_onnx(model_dir: Path | str, path: Path | str) -> None:
@@ -138,7 +134,9 @@ def _write_ranges(source: Path, calibration: Calibration, folder: Path) -> Path:
 
     ranges = folder / "ranges.json"
     calibrator = create_calibrator(source, QUANTIZED_OPS, str(folder / "augmented.onnx"), use_external_data_format=True)
-    calibrator.collect_data(calibration)
+    batches = calibration.batched(CALIBRATION_BATCH)
+    while part := list(islice(batches, BATCHES_AT_ONCE)):
+        calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter(part), None)))
     save_tensors_data(calibrator.compute_data(), ranges)
     return ranges
 

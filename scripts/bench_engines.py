@@ -119,11 +119,11 @@ def write_shape(shape: str, texts: list[str], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     graphs.write_graphs(folder)
     source, chosen = folder / GRAPHS["onnx"].form, random.Random(0).sample(texts, min(len(texts), CALIBRATION_TEXTS))
-    calibration = partial(graphs.Calibration, folder, chosen, MAX_LENGTH)  # each can be read through once
+    calibration = graphs.Calibration(folder, chosen, MAX_LENGTH)
     plain_dynamic(source, folder / PEERS["onnxruntime quantize_dynamic"].form)
-    plain_nncf(source, folder / PEERS["nncf quantize"].form, calibration())
+    plain_nncf(source, folder / PEERS["nncf quantize"].form, calibration)
     for row in OURS:
-        GRAPHS[row].write(source, folder / GRAPHS[row].form, calibration(), ())
+        GRAPHS[row].write(source, folder / GRAPHS[row].form, calibration, ())
 
 
 def prepare(name: str, folder: Path, texts: list[str], threads: int) -> None:

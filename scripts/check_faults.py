@@ -243,6 +243,8 @@ FAULTS = (
           "tests/test_distillation.py -k held_out"),
     Fault("scored rows in the order of length", "scoring.py", "[np.argsort(np.concatenate(batches))]", "",
           f"{SCORER} -k in_order"),
+    Fault("ranges of the first texts alone", "graphs.py", "    while part := list(", "    if part := list(",
+          f"{EXPORT} -k ranges_are"),
     Fault("gradients stopped by the rounding", "qat.py", "return values + change", "return (values + change).detach()",
           f"{QAT} -k gradient"),
     Fault("weights whole in training under rounding", "qat.py", "partial(rounded_weight, bits=bits)", "Tensor.clone",

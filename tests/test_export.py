@@ -114,6 +114,21 @@ def test_layers_named_whole_keep_full_precision(lab, tmp_path):  # noqa: F811
         assert sizes[1] - sizes[0] == pytest.approx(saved, rel=0.2), row
 
 
+def test_ranges_are_those_of_all_texts_however_few_are_measured_at_once(lab, tmp_path, monkeypatch):  # noqa: F811
+    """The middle part holds the extremes of some activations; parts of one batch must give what one of all gives."""
+    source, found = exported(lab, "bert") / "onnx" / "model.onnx", []
+    texts = [*TEXTS[:9], *(" ".join(TEXTS[9:])[:40] for _ in range(9)), *TEXTS[10:19]]
+    for at_once in (64, 1):
+        monkeypatch.setattr(exporting.graphs, "BATCHES_AT_ONCE", at_once)
+        folder = tmp_path / str(at_once)
+        folder.mkdir()
+        calibration = exporting.graphs.Calibration(lab.parent("bert"), texts, MAX_LENGTH)
+        found.append(json.loads(exporting.graphs._write_ranges(source, calibration, folder).read_text()))
+    assert len(found[0]) > 3 and found[0] == found[1]
+    alone = exporting.graphs.Calibration(lab.parent("bert"), texts[-3:], MAX_LENGTH)
+    assert json.loads(exporting.graphs._write_ranges(source, alone, tmp_path).read_text()) != found[0]
+
+
 @pytest.mark.parametrize("engine", REQUIREMENTS)
 def test_a_missing_package_is_refused_in_one_line(monkeypatch, engine):
     package = REQUIREMENTS[engine][1]
