@@ -21,6 +21,7 @@ from rounding import layers_of, rounded_input, rounded_weight
 from training import save_model, soft_target_loss, train_
 
 BITS = {"int8": 8, "int4": 4}
+LR_SHARE = 0.1  # of the learning rate: the weights are trained already
 REQUIREMENTS = {"none": (), "int8": ("torchao",), "int4": ("torchao",)}
 
 
@@ -68,7 +69,7 @@ def qat(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options:
     model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
     fake_quantize_(model, BITS[options.qat])
-    train_(model, tokenizer, splits, out_dir, options, epochs=options.qat_epochs, lr=options.lr,
+    train_(model, tokenizer, splits, out_dir, options, epochs=options.qat_epochs, lr=options.lr * LR_SHARE,
            loss=soft_target_loss(splits, task, options), callbacks=(HoldZeros(encoder_linears(model)),))  # fmt: skip
     convert_(model, BITS[options.qat])
     return save_model(model, tokenizer, out_dir)

@@ -249,6 +249,7 @@ FAULTS = (
           f"{QAT} -k gradient"),
     Fault("weights whole in training under rounding", "qat.py", "partial(rounded_weight, bits=bits)", "Tensor.clone",
           f"{QAT} -k 'gradient or plain'"),
+    Fault("the whole rate under rounding", "qat.py", "options.lr * LR_SHARE", "options.lr", f"{QAT} -k ready"),
     Fault("inputs whole in training under int8", "qat.py", "if linear and bits == 8:", "if linear and bits == 9:",
           f"{QAT} -k gradient"),
     Fault("written off the grid", "qat.py", "plain.weight.copy_(rounded_weight(plain.weight, bits))", "pass",

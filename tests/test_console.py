@@ -57,7 +57,7 @@ def test_every_stage_says_what_it_does_and_why():
         assert len(what) > 10 and len(why) > 10, name
     assert "scratch:4x256 on the labels, at most 5 epochs" in DOES["teacher"](options)
     assert "take owner/name as it is" in DOES["teacher"](replace(options, teacher_epochs=0, teacher_path="owner/name"))
-    assert "set 40 % of the encoder's weights to zero by magnitude" in DOES["prune"](options)
+    assert "set 40 % of the weights of the encoder's Linears (all) to zero by magnitude" in DOES["prune"](options)
 
 
 def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(run_main, argv, tmp_path, capsys):

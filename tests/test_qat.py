@@ -121,12 +121,12 @@ def test_a_run_makes_a_pruned_student_ready_for_8_bits(tiny_csv, tmp_path, run_m
     seen = []
     trained = stage.train_
     monkeypatch.setattr(stage, "train_", lambda model, *given, **named: (
-        seen.append(type(model.classifier).__name__), trained(model, *given, **named)))  # fmt: skip
+        seen.append((type(model.classifier).__name__, named["lr"])), trained(model, *given, **named)))  # fmt: skip
     argv = ["--dataset_path", str(tiny_csv), "--teacher_path", "scratch:2x64", "--student_path", "teacher:1",
             "--pipeline", "kd_prune", "--teacher_epochs", "2", "--epochs", "1", "--fine_tune_epochs", "1", "--qat",
             "int8", "--qat_epochs", "1", "--export", "onnx", "--output_dir", str(tmp_path), "--experiment", "ready",
-            "--tune_threshold"]  # fmt: skip
-    assert run_main(argv) == 0 and seen == ["FakeQuantizedLinear"]
+            "--tune_threshold", "--lr", "5e-4"]  # fmt: skip
+    assert run_main(argv) == 0 and seen == [("FakeQuantizedLinear", pytest.approx(5e-5))]
     rows = pd.read_csv(tmp_path / "compressed_models" / "ready" / "results_final.csv").set_index("stage")
     assert rows.parent[["qat", "tuned", "onnx-int8"]].tolist() == ["pruned", "qat", "tuned"]
     before, after = (layers_of(AutoModelForSequenceClassification.from_pretrained(tmp_path / "models/ready" / name))
@@ -136,7 +136,7 @@ def test_a_run_makes_a_pruned_student_ready_for_8_bits(tiny_csv, tmp_path, run_m
         assert not torch.equal(old, new) and torch.allclose(rounded_weight(new, 8), new, atol=1e-6), name
         assert not new[old == 0].any(), name
     assert rows.sparsity["onnx-int8"] >= rows.sparsity["qat"] >= rows.sparsity["pruned"] > 0.39
-    assert run_main(argv) == 0 and seen == ["FakeQuantizedLinear"]
+    assert run_main(argv) == 0 and seen == [("FakeQuantizedLinear", pytest.approx(5e-5))]
 
 
 def test_a_narrowed_teacher_is_trained_again_under_rounding():
