@@ -10,7 +10,7 @@ import report
 from artifacts import digest, versions, whole_or_absent
 from benchmark import machine
 from compression_config import as_record
-from experiment import Experiment, plain_stem
+from experiment import Experiment, by_pipeline, plain_stem
 from stages import REFERENCES
 
 log = logging.getLogger(__name__)
@@ -55,5 +55,5 @@ def ship_ablation(experiments: list[Experiment], results: list[Rows]) -> Rows:
 def stopped_lines(experiments: list[Experiment]) -> list[str]:
     """A line for each form that the quality gate does not let through; it names the pipeline where there are
     several."""
-    return [f"{one.options.pipeline}: {line}" if len(experiments) > 1 else line for one in experiments
-            for line in report.stopped_forms(one.shipped_rows, one.options.max_f1_drop)]  # fmt: skip
+    stopped = [report.stopped_forms(one.shipped_rows, one.options.max_f1_drop) for one in experiments]
+    return by_pipeline(experiments, stopped)

@@ -386,6 +386,15 @@ def build_parser() -> Parser:
     return parser
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; bytes of arguments and files that cannot stand in it as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def convert(name: str, value: str) -> Any:
     """`value` as the type of option `name`; UserError names the flag, the value and the rule."""
     meta = knobs()[name][1].metadata
@@ -397,7 +406,7 @@ def convert(name: str, value: str) -> Any:
         raise UserError(f"--{name} is {value}, but must be one of {', '.join(meta['choices'])}")
     if value.strip() == "":
         raise UserError(f"--{name} is {value!r}, but must not be empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_utf8(value):
         raise UserError(f"--{name} is {value}, but must be UTF-8")
     if meta["rule"] and not meta["rule"].holds(converted):
         raise UserError(f"--{name} is {value}, but {meta['rule'].text}")

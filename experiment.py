@@ -332,13 +332,17 @@ def finish(experiments: list["Experiment"]) -> list[list[dict[str, Any]]]:
     is trimmed to other texts)."""
     add_times([experiment.chains[0] for experiment in experiments])
     results = [experiment.results() for experiment in experiments]
-    for experiment, rows in zip(experiments, results, strict=True):
-        which = f"{experiment.options.pipeline}: " if len(experiments) > 1 else ""
-        for line in report.verdicts(rows):
-            log.warning("note: %s%s", which, line)
+    for line in by_pipeline(experiments, [report.verdicts(rows) for rows in results]):
+        log.warning("note: %s", line)
     for experiment, rows in zip(experiments, results, strict=True):
         experiment.ship(rows)
     return results
+
+
+def by_pipeline(experiments: list["Experiment"], lines: list[list[str]]) -> list[str]:
+    """The lines of all experiments, each with its pipeline where there are several."""
+    return [f"{one.options.pipeline}: {line}" if len(experiments) > 1 else line
+            for one, own in zip(experiments, lines, strict=True) for line in own]  # fmt: skip
 
 
 def plain_stem(path: str) -> str:
@@ -450,7 +454,7 @@ class Experiment:
             about, options = self.about(), as_record(self.options)
             report.write_results(partial, rows, options, about)
             report.write_page(partial, audit_lines(self.audit), with_examples=not self.options.no_examples)
-            of_first = {row["stage"]: row for row in rows if row.get("repeat", "") == first.name}
+            of_first = {row["stage"]: row for row in report.of_repeat(rows, first.name)}
             references = [of_first[name] for name in ("linear", "teacher")]
             write_card(partial, references, [of_first[name] for name in shipped],
                        report.verdicts(list(of_first.values())), options, about)  # fmt: skip

@@ -21,7 +21,7 @@ import engines
 from compression_config import POSITIVE, Parser, UserError, file_errors
 from console import is_disk_full, start_logging
 from engines import engine_of, forms_in, longest_input, serving_files
-from layouts import SUFFIXES, TABLES, Lines
+from layouts import SUFFIXES, TABLES, Lines, text_fault
 from scoring import Classifier, Progress, Summary, identity_of, score_file, score_lines
 from selection import PACKAGES, SENTENCES, Unservable, available_cores, choose, versions
 
@@ -178,7 +178,7 @@ def text_errors(options: argparse.Namespace) -> list[str]:
     if not options.texts:
         errors.append("--input is not given, but without it there must be texts")
     for text in options.texts:
-        if not text.strip() or any("\ud800" <= character <= "\udfff" for character in text):
+        if text_fault(text):
             errors.append(f"TEXT is {text!r}, but must be UTF-8 and not blank")
     return errors
 

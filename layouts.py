@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from compression_config import UserError
+from compression_config import UserError, is_utf8
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
 SEPARATORS = {"csv": ",;\t|", "tsv": "\t"}  # the one that parts a header into most columns, the first among equals
@@ -97,9 +97,7 @@ def text_fault(text: Any) -> str:
     """Why something is no text that can be scored; nothing where it is one."""
     if not isinstance(text, str):
         return "has no text" if text is None else "its text is not a string"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_utf8(text):
         return "its text is not UTF-8"
     return "" if text.strip() else "its text is blank"
 

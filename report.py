@@ -76,6 +76,11 @@ def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("repeat") == "mean"] or rows
 
 
+def of_repeat(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rows of one repeat; all where the run was not repeated."""
+    return [row for row in rows if row.get("repeat", name) == name]
+
+
 def final_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The headline row of the final model: the last one that the quality gate lets through."""
     return [row for row in headline(rows) if row.get("shipped", True)][-1]
@@ -326,7 +331,6 @@ def run_page(document: dict[str, Any], audit: list[tuple[str, str, str]], with_e
     teacher = next(row for row in shown if row["stage"] == "teacher")
     repeated = len(dict.fromkeys(row["repeat"] for row in rows)) - 1 if "repeat" in teacher else 0
     first = f" Of the first repeat, {document['shipped']}." if repeated else ""
-    of_first = [row for row in rows if row.get("repeat", "") == (document["shipped"] if repeated else "")]
     confusions = [(stage, confusion(rows, stage)) for stage in dict.fromkeys(("teacher", final))]
     head, lines = page.label_confusions(labels, confusions) if multi_label else ([], [])
     examples = None
@@ -334,7 +338,7 @@ def run_page(document: dict[str, Any], audit: list[tuple[str, str, str]], with_e
         examples = disagreements(Path(teacher["directory"]).parent, final, labels, multi_label)
     return page.fill(
         "run", title=document["experiment"], verdict=verdict(rows), cells=cells(rows), final=final, labels=labels,
-        notes=verdicts(rows) + stopped_forms(of_first, document["config"]["max_f1_drop"]),
+        notes=verdicts(rows) + stopped_forms(of_repeat(rows, document["shipped"]), document["config"]["max_f1_drop"]),
         means=f"Means of {repeated} repeats. " if repeated else "", first=first,
         trade_offs=page.trade_offs({row["stage"]: row for row in trained(rows)}), bars=page.bars(shown),
         untrained=[row["stage"] for row in shown if row not in trained(rows)],
