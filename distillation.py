@@ -4,6 +4,8 @@ The teacher's logits are made once, lie on disk, and travel as a column joined b
 the teacher live, beside the student.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -17,49 +19,61 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
-from compression_config import ComputeOptions, DistillOptions
+from compression_config import Options
 from data import labelled_rows
-from encoders import Task, encoder_layers, query_key_value, start_student
-from engines import load, predict_logits
+from encoders.families import encoder_layers, query_key_value
+from encoders.start import save_model, start_student
+from engines.engine import load_engine, predict_logits
 from losses import KD_LOSSES, States, state_loss
-from ranks import process_count, rank
-from training import save_model, soft_target_loss, train_
+from runtime.distributed import process_count, process_index
+from task import Task
+from training import soft_target_loss, train_
 
 log = logging.getLogger(__name__)
 
 WINDOW = 16_384  # rows whose outputs are in memory at once; sorted by length within
 
 
-def write_teacher_outputs(teacher_dir: Path, split: Dataset, out_dir: Path, options: ComputeOptions) -> None:
+def write_teacher_outputs(
+    teacher_dir: Path, split: Dataset, out_dir: Path, options: Options
+) -> None:
     """Write each row's `id` and the teacher's `teacher_logits` [labels] as an Arrow stream, a window at a time; every
     process of a run writes its share."""
-    engine = load(teacher_dir, "torch", options.max_length, device=options.device)
+    engine = load_engine(teacher_dir, "torch", options.max_length, device=options.device)
     schema = pa.schema({"id": pa.int64(), "teacher_logits": pa.list_(pa.float32())})
-    share = split.shard(process_count(), rank(), contiguous=True)
-    with pa.ipc.new_stream(out_dir / f"logits-{rank()}.arrow", schema) as stream:
+    share = split.shard(process_count(), process_index(), contiguous=True)
+    with pa.ipc.new_stream(out_dir / f"logits-{process_index()}.arrow", schema) as stream:
         for start in range(0, len(share), WINDOW):
             rows = share[start : start + WINDOW]
             of_all = f" of {len(share)}" if len(share) > WINDOW else ""
             what = f"teacher outputs, rows {start + 1} to {start + len(rows['id'])}{of_all}"
             logits = predict_logits(engine, rows["text"], 2 * options.batch, what)
-            stream.write_batch(pa.record_batch([pa.array(rows["id"]), pa.array(list(logits), schema.types[1])], schema))
+            stream.write_batch(
+                pa.record_batch(
+                    [pa.array(rows["id"]), pa.array(list(logits), schema.types[1])], schema
+                )
+            )
 
 
 def with_teacher_logits(split: Dataset, outputs_dir: Path) -> Dataset:
     """The split with its column `teacher_logits`, joined by row id; it stays on disk."""
     parts = [Dataset.from_file(str(path)) for path in sorted(outputs_dir.glob("logits-*.arrow"))]
     outputs = concatenate_datasets(parts)
-    ours, theirs = (rows.select_columns("id").with_format("arrow")[:]["id"] for rows in (split, outputs))
+    ours, theirs = (
+        rows.select_columns("id").with_format("arrow")[:]["id"] for rows in (split, outputs)
+    )
     joined = outputs.select(pc.index_in(ours, theirs).to_numpy()).select_columns("teacher_logits")
     return concatenate_datasets([split.select_columns(["id", "text", "label"]), joined], axis=1)
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher's layer (from 0) for each of the student's: evenly spaced, the last with the last."""
-    return [max(round((i + 1) * teacher_layers / student_layers) - 1, 0) for i in range(student_layers)]
+    return [
+        max(round((i + 1) * teacher_layers / student_layers) - 1, 0) for i in range(student_layers)
+    ]
 
 
-class Watch:
+class StateRecorder:
     """Keeps, by hooks, what every layer of a model computes in a forward pass.
 
     `hidden` holds the layers' outputs [rows, tokens, width], after `project` where it is given; `parts` the queries,
@@ -73,7 +87,9 @@ class Watch:
         model.register_forward_pre_hook(self.forget)
         for layer in encoder_layers(model)[1]:
             layer.register_forward_hook(self.keep_hidden)
-            for linear, kept in zip(query_key_value(layer), self.parts, strict=False):  # none where none are known
+            for linear, kept in zip(
+                query_key_value(layer), self.parts, strict=False
+            ):  # none where none are known
                 linear.register_forward_hook(partial(self.keep, kept))
 
     def forget(self, *_) -> None:
@@ -94,7 +110,11 @@ class Watch:
         """What the losses that are `wanted` compare: `layers`, and the relations of the last layer."""
         hidden = [self.hidden[layer] for layer in layers] if "hidden" in wanted else []
         scores = [self.scores(layer) for layer in layers] if "attention" in wanted else []
-        relations = [split_heads(kept[-1], relation_heads) for kept in self.parts] if "relation" in wanted else []
+        relations = (
+            [split_heads(kept[-1], relation_heads) for kept in self.parts]
+            if "relation" in wanted
+            else []
+        )
         return States(hidden, scores, relations)
 
     def scores(self, layer: int) -> Tensor:
@@ -115,36 +135,89 @@ def live_teacher_loss(
 
     Where the widths differ the student gains a trainable `kd_project`, one Linear a layer, until it is taken off.
     """
-    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir).eval().requires_grad_(False).to(device)
+    teacher = (
+        AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+        .eval()
+        .requires_grad_(False)
+        .to(device)
+    )
     ours, theirs = student.config, teacher.config
-    own, paired = list(range(ours.num_hidden_layers)), layer_map(ours.num_hidden_layers, theirs.num_hidden_layers)
+    own, paired = (
+        list(range(ours.num_hidden_layers)),
+        layer_map(ours.num_hidden_layers, theirs.num_hidden_layers),
+    )
     if {"hidden", "attention"} & set(weights):
-        log.info("the student's layers learn from layers %s of the teacher", ", ".join(map(str, paired)))
+        log.info(
+            "the student's layers learn from layers %s of the teacher", ", ".join(map(str, paired))
+        )
     if "hidden" in weights and ours.hidden_size != theirs.hidden_size:
-        student.kd_project = nn.ModuleList(nn.Linear(ours.hidden_size, theirs.hidden_size) for _ in paired)
+        student.kd_project = nn.ModuleList(
+            nn.Linear(ours.hidden_size, theirs.hidden_size) for _ in paired
+        )
     relation_heads = math.gcd(theirs.num_attention_heads, ours.hidden_size)
-    watched, watching = Watch(student, getattr(student, "kd_project", None)), Watch(teacher)
+    watched, watching = (
+        StateRecorder(student, getattr(student, "kd_project", None)),
+        StateRecorder(teacher),
+    )
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
             teacher(**batch)
-        learnt, taught = watched.states(weights, own, relation_heads), watching.states(weights, paired, relation_heads)
+        learnt, taught = (
+            watched.states(weights, own, relation_heads),
+            watching.states(weights, paired, relation_heads),
+        )
         return state_loss(learnt, taught, batch["attention_mask"], weights)
 
     return loss
 
 
-def distill(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: DistillOptions) -> Path:
+def distill(
+    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
+) -> Path:
     """Train what `--student_path` names on the `teacher_logits` and labels of the training rows; on labels alone
     where `kd_alpha` is 0."""
     set_seed(options.seed)
     student, tokenizer = start_student(
-        options.student_path, model_in, task, labelled_rows(splits["train"])[:]["text"], options.max_length,
-        own_tokenizer=options.student_tokenizer == "own")  # fmt: skip
-    of_states = {name: getattr(options, f"kd_{name}_weight") for name in KD_LOSSES[options.kd_method]}
+        options.student_path,
+        model_in,
+        task,
+        labelled_rows(splits["train"])[:]["text"],
+        options.max_length,
+        own_tokenizer=options.student_tokenizer == "own",
+    )
+    of_states = {
+        name: getattr(options, f"kd_{name}_weight") for name in KD_LOSSES[options.kd_method]
+    }
     live = live_teacher_loss(student, model_in, of_states, options.device) if of_states else None
-    train_(student, tokenizer, splits, out_dir, options, epochs=options.epochs, lr=options.lr,
-           loss=soft_target_loss(splits, task, options), live=live)  # fmt: skip
+    train_(
+        student,
+        tokenizer,
+        splits,
+        out_dir,
+        options,
+        epochs=options.epochs,
+        lr=options.lr,
+        loss=soft_target_loss(splits, task, options),
+        live=live,
+    )
     if hasattr(student, "kd_project"):
         del student.kd_project
+    return save_model(student, tokenizer, out_dir)
+
+
+def build_student(
+    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
+) -> Path:
+    """Stage `start`: what `--student_path` names, as it is before any training."""
+    set_seed(options.seed)
+    texts = labelled_rows(splits["train"])[:]["text"]
+    student, tokenizer = start_student(
+        options.student_path,
+        model_in,
+        task,
+        texts,
+        options.max_length,
+        own_tokenizer=options.student_tokenizer == "own",
+    )
     return save_model(student, tokenizer, out_dir)

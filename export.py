@@ -16,20 +16,25 @@ import numpy as np
 from datasets import DatasetDict
 from tqdm import tqdm
 
-import graphs
-from calibration import calibration_texts
-from compression_config import ExportOptions
-from encoders import Task
-from engines import engine_of, load, predict_logits, tokenizer_files
-from gate import Gate, keep_record
+from compression_config import Options
+from encoders.calibration import calibration_texts
+from engines import graphs
+from engines.engine import engine_name, load_engine, predict_logits, tokenizer_files
+from engines.sensitivity import QualityGate, record_skipped_layers
+from task import Task
 
-REQUIREMENTS = {"onnx": ("onnx", "onnxruntime", "onnx_ir"), "openvino": ("openvino", "nncf", "onnx")}
+REQUIREMENTS = {
+    "onnx": ("onnx", "onnxruntime", "onnx_ir"),
+    "openvino": ("openvino", "nncf", "onnx"),
+}
+
 CHECKED_TEXTS = 32
+
 TOLERANCE = 1e-3  # largest difference of an fp32 graph's logits from torch's that is let pass
 
 
 @dataclass(frozen=True)
-class Graph:
+class GraphFormat:
     """A form of an exported model: where it lies, what writes it, the bits of its weights."""
 
     form: str
@@ -38,38 +43,53 @@ class Graph:
 
 
 GRAPHS = {  # row -> graph
-    "onnx": Graph("onnx/model.onnx", graphs.onnx_fp32, 32),
-    "onnx-int8": Graph("onnx/model_quantized.onnx", graphs.onnx_dynamic, 8),
-    "onnx-static": Graph("onnx/model_static.onnx", graphs.onnx_static, 8),
-    "onnx-int4": Graph("onnx/model_q4.onnx", graphs.onnx_int4, 4),
-    "openvino": Graph("openvino/openvino_model.xml", graphs.openvino_fp32, 32),
-    "openvino-int8": Graph("openvino/openvino_model_qint8_quantized.xml", graphs.openvino_int8, 8),
-    "openvino-int4": Graph("openvino/openvino_model_qint4_quantized.xml", graphs.openvino_int4, 4),
+    "onnx": GraphFormat("onnx/model.onnx", graphs.onnx_fp32, 32),
+    "onnx-int8": GraphFormat("onnx/model_quantized.onnx", graphs.onnx_dynamic, 8),
+    "onnx-static": GraphFormat("onnx/model_static.onnx", graphs.onnx_static, 8),
+    "onnx-int4": GraphFormat("onnx/model_q4.onnx", graphs.onnx_int4, 4),
+    "openvino": GraphFormat("openvino/openvino_model.xml", graphs.openvino_fp32, 32),
+    "openvino-int8": GraphFormat(
+        "openvino/openvino_model_qint8_quantized.xml", graphs.openvino_int8, 8
+    ),
+    "openvino-int4": GraphFormat(
+        "openvino/openvino_model_qint4_quantized.xml", graphs.openvino_int4, 4
+    ),
 }
 
 
-def graphs_of(engine: str) -> dict[str, Graph]:
+def selected_graphs(engine: str) -> dict[str, GraphFormat]:
     """Row -> graph of all that `--export` asks for."""
-    return {row: graph for row, graph in GRAPHS.items() if engine in ("all", engine_of(graph.form))}
+    return {
+        row: graph for row, graph in GRAPHS.items() if engine in ("all", engine_name(graph.form))
+    }
 
 
-def required(engine: str) -> list[str]:
+def required_packages(engine: str) -> list[str]:
     """The packages that the export needs."""
-    return [package for known, names in REQUIREMENTS.items() if engine in ("all", known) for package in names]
+    return [
+        package
+        for known, names in REQUIREMENTS.items()
+        if engine in ("all", known)
+        for package in names
+    ]
 
 
-def export(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: ExportOptions) -> Path:
+def export(
+    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
+) -> Path:
     """Stage `export`: write every graph that `--export` gives; the fp32 ones are compared with torch."""
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
-    gate = Gate(model_in, splits, task, options) if options.quant_auto else None
+    gate = QualityGate(model_in, splits, task, options) if options.quant_auto else None
     whole: dict[str, list[str]] = {}
     for path in [model_in / "config.json", *tokenizer_files(model_in)]:
-        compact = json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":"))
+        compact = json.dumps(
+            json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
+        )
         (out_dir / path.name).write_text(compact, encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         graphs.write_onnx(model_in, source)
-        for row, graph in tqdm(graphs_of(options.export).items(), desc="export", leave=False):
+        for row, graph in tqdm(selected_graphs(options.export).items(), desc="export", leave=False):
             (out_dir / graph.form).parent.mkdir(exist_ok=True)
             write = partial(write_graph, graph, source, out_dir, texts, options.max_length)
             if gate and graph.bits < 32:
@@ -77,20 +97,34 @@ def export(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, optio
             else:
                 write(())
             if graph.bits == 32:
-                check_faithful(model_in, out_dir, graph.form, texts[:CHECKED_TEXTS], options.max_length)
-    keep_record(out_dir, whole)
+                check_equivalent(
+                    model_in, out_dir, graph.form, texts[:CHECKED_TEXTS], options.max_length
+                )
+    record_skipped_layers(out_dir, whole)
     return out_dir
 
 
 def write_graph(
-    graph: Graph, source: Path, out_dir: Path, texts: list[str], max_length: int, whole: list[str]
+    graph: GraphFormat,
+    source: Path,
+    out_dir: Path,
+    texts: list[str],
+    max_length: int,
+    whole: list[str],
 ) -> None:
     """One form, from the fp32 ONNX graph `source`; calibrated on `texts`, read by the tokenizer in `out_dir`."""
     graph.write(source, out_dir / graph.form, graphs.Calibration(out_dir, texts, max_length), whole)
 
 
-def check_faithful(model_in: Path, out_dir: Path, form: str, texts: list[str], max_length: int) -> None:
+def check_equivalent(
+    model_in: Path, out_dir: Path, form: str, texts: list[str], max_length: int
+) -> None:
     """Stop where a graph in full precision, read by its own tokenizer, does not give the checkpoint's logits."""
-    ours, theirs = (predict_logits(load(*which, max_length), texts) for which in ((out_dir, form), (model_in, "torch")))
+    ours, theirs = (
+        predict_logits(load_engine(*which, max_length), texts)
+        for which in ((out_dir, form), (model_in, "torch"))
+    )
     if (worst := float(np.abs(ours - theirs).max())) > TOLERANCE:
-        raise RuntimeError(f"{form} differs from {model_in} by {worst:.4f} in a logit; {TOLERANCE} is allowed")
+        raise RuntimeError(
+            f"{form} differs from {model_in} by {worst:.4f} in a logit; {TOLERANCE} is allowed"
+        )

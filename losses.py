@@ -4,6 +4,8 @@ Multi-label targets are one sigmoid per label throughout, never a softmax over l
 has no hard loss.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
@@ -16,9 +18,13 @@ NO_LABEL = -100  # what stands for the label of an unlabeled row
 class States(NamedTuple):
     """What an encoder computed for a batch, as far as a loss compares it; `hidden` and `scores` of paired layers."""
 
-    hidden: list[Tensor]  # outputs of layers [rows, tokens, width]; the student's projected to the teacher's width
+    hidden: list[
+        Tensor
+    ]  # outputs of layers [rows, tokens, width]; the student's projected to the teacher's width
     scores: list[Tensor]  # attention before softmax and mask [rows, heads, tokens, tokens]
-    relations: list[Tensor]  # queries, keys, values of one layer, split into heads [rows, heads, tokens, width / heads]
+    relations: list[
+        Tensor
+    ]  # queries, keys, values of one layer, split into heads [rows, heads, tokens, width / heads]
 
 
 def hard_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -36,7 +42,9 @@ def hard_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = Non
     return share * F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
 
 
-def soft_label_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, multi_label: bool) -> Tensor:
+def soft_label_loss(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, multi_label: bool
+) -> Tensor:
     """Hinton et al. (2015): T^2 * KL(teacher || student), both softened by T; mean over rows.
 
     Both [rows, labels]. Multi-label: the same divergence of each label's Bernoulli, mean over labels too, so that
@@ -47,14 +55,20 @@ def soft_label_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, 
         target = teacher.sigmoid()
         entropy = F.binary_cross_entropy_with_logits(teacher, target)
         return temperature**2 * (F.binary_cross_entropy_with_logits(student, target) - entropy)
-    divergence = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+    divergence = F.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
     return temperature**2 * divergence
 
 
 def distillation_loss(
-    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, alpha: float, temperature: float,
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    alpha: float,
+    temperature: float,
     weights: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Hinton et al. (2015): alpha * T^2 * KL(teacher || student) + (1 - alpha) * hard-label loss; with alpha 0 it needs
     no teacher."""
     if not alpha:
@@ -79,7 +93,9 @@ def hidden_loss(student: States, teacher: States, mask: Tensor) -> Tensor:
     `mask` [rows, tokens] is 1 at real tokens; padding does not count.
     """
     pairs = zip(student.hidden, teacher.hidden, strict=True)
-    return torch.stack([over_tokens((wide(one) - wide(other)) ** 2, mask) for one, other in pairs]).mean()
+    return torch.stack(
+        [over_tokens((wide(one) - wide(other)) ** 2, mask) for one, other in pairs]
+    ).mean()
 
 
 def attention_loss(student: States, teacher: States, mask: Tensor) -> Tensor:
@@ -99,7 +115,9 @@ def relation_loss(student: States, teacher: States, mask: Tensor) -> Tensor:
     parts = []
     for one, other in zip(student.relations, teacher.relations, strict=True):
         ours, theirs = (relation(wide(vectors), mask) for vectors in (one, other))
-        divergence = (theirs.exp() * (theirs - ours)).masked_fill(mask[:, None, None, :] == 0, 0.0).sum(-1)
+        divergence = (
+            (theirs.exp() * (theirs - ours)).masked_fill(mask[:, None, None, :] == 0, 0.0).sum(-1)
+        )
         parts.append(over_tokens(divergence.transpose(1, 2), mask))
     return torch.stack(parts).mean()
 
@@ -108,19 +126,27 @@ def relation(vectors: Tensor, mask: Tensor) -> Tensor:
     """log softmax(V V^T / sqrt(d)) over real tokens, of `vectors` V [rows, heads, tokens, d]: [rows, heads, tokens,
     tokens]; at padding a large negative number."""
     scores = vectors @ vectors.transpose(-1, -2) / vectors.shape[-1] ** 0.5
-    return scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min / 2).log_softmax(-1)
+    return scores.masked_fill(
+        mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min / 2
+    ).log_softmax(-1)
 
 
 def state_loss(student: States, teacher: States, mask: Tensor, weights: dict[str, float]) -> Tensor:
     """The weighted sum of the losses of states that `weights` names."""
-    return sum(weight * STATE_LOSSES[name](student, teacher, mask) for name, weight in weights.items())
+    return sum(
+        weight * STATE_LOSSES[name](student, teacher, mask) for name, weight in weights.items()
+    )
 
 
 STATE_LOSSES = {"hidden": hidden_loss, "attention": attention_loss, "relation": relation_loss}
+
 KD_LOSSES = {  # --kd_method -> the losses of states that join the loss of logits
-    "logit": (), "hidden": ("hidden",), "attention": ("attention",), "relation": ("relation",),
+    "logit": (),
+    "hidden": ("hidden",),
+    "attention": ("attention",),
+    "relation": ("relation",),
     "multi_level": ("hidden", "attention", "relation"),
-}  # fmt: skip
+}
 
 
 def balanced_weights(labels: Tensor, label_count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compress a text classifier from the command line: options -> data -> stages -> table.
+"""Compress a text classifier from the command line: options -> data -> plan -> run -> table.
 
 `--help` and every error in the options are answered before anything heavy is imported.
 """
@@ -6,49 +6,55 @@
 import logging
 import sys
 
-from compression_config import UserError, check_versions, parse_options, runs_of
-from console import is_disk_full, start_process
-from ranks import is_first
+from compression_config import Options, check_versions
+from runtime.command_line import expand_runs, parse_options
+from runtime.distributed import is_main_process
+from runtime.exit_codes import CommandContext, run_command
+from runtime.logs import set_up_process
+
+
+def log_level(options: Options) -> int:
+    """The logging level that `--quiet` and `--verbose` ask for."""
+    if options.quiet:
+        return logging.ERROR
+    return logging.DEBUG if options.verbose else logging.INFO
+
+
+def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
+    """Run the pipelines that the command line names; only the table goes to stdout."""
+    options = parse_options(argv)
+    context.output_dir = options.output_dir
+    context.can_resume = True
+    check_versions()
+    set_up_process(log_level(options))
+
+    from corpus.audit import audit_table
+    from experiments.ablation import rejection_lines, write_ablation
+    from experiments.experiment import finish_experiments, open_experiments
+    from reporting.results import text_table
+
+    with open_experiments(expand_runs(options)) as experiments:
+        if options.audit:
+            if is_main_process():
+                print(audit_table(experiments[0].audit))
+            return 0
+        for experiment in experiments:
+            experiment.run()
+        if not is_main_process():
+            return 0
+        results = finish_experiments(experiments)
+        rows = write_ablation(experiments, results) if options.run_ablation else results[0]
+
+    print(text_table(rows))
+    rejections = rejection_lines(experiments)
+    for line in rejections:
+        print(f"main.py: {line}", file=sys.stderr)
+    return 3 if rejections else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the pipeline that the command line asks for; the table goes to stdout, all else to stderr."""
-    try:
-        options = parse_options(argv)
-        check_versions()
-        start_process(logging.ERROR if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
-
-        from ablation import ship_ablation, stopped_lines
-        from audit import audit_table
-        from experiment import finish, open_experiments
-        from report import table
-
-        with open_experiments(runs_of(options)) as experiments:
-            if options.audit:
-                if is_first():
-                    print(audit_table(experiments[0].audit))
-                return 0
-            for experiment in experiments:
-                experiment.run()
-            if not is_first():
-                return 0
-            results = finish(experiments)
-            rows = ship_ablation(experiments, results) if options.run_ablation else results[0]
-        print(table(rows))
-        stopped = stopped_lines(experiments)
-        print(*(f"main.py: {line}\n" for line in stopped), sep="", end="", file=sys.stderr)
-        return 3 if stopped else 0
-    except UserError as error:
-        return error.tell("main.py") if is_first() else 2
-    except KeyboardInterrupt:
-        print("main.py: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not is_disk_full(error, options.output_dir):
-            raise
-        print(f"main.py: error: no space is left in {options.output_dir}; what was finished is kept: free some space "
-              "and give the same command again", file=sys.stderr)  # fmt: skip
-        return 1
+    """The command; returns its exit code."""
+    return run_command("main.py", run_pipelines, argv)
 
 
 if __name__ == "__main__":

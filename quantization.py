@@ -14,19 +14,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import DatasetDict
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    set_seed,
+)
 
-import graphs
-from calibration import calibration_texts
-from compression_config import QuantizeOptions, UserError
-from encoders import Task, encoder_linears
-from engines import empty_model, tokenizer_files
-from gate import Gate, keep_record
+from compression_config import Options, UserError
+from encoders.calibration import calibration_texts
+from encoders.families import encoder_linears
+from encoders.sparsity import KeepZeros
+from encoders.start import save_model
+from engines import graphs
+from engines.engine import empty_model, tokenizer_files
+from engines.fake_quantization import (
+    fake_quantize_activations,
+    fake_quantize_weight,
+    quantizable_layers,
+)
+from engines.sensitivity import QualityGate, record_skipped_layers
+from task import Task
+from training import soft_target_loss, train_
 
-Quantizer = Callable[..., None]  # (parent, out_dir, calibration texts, max_length, layers left whole)
+Quantizer = Callable[
+    ..., None
+]  # (parent, out_dir, calibration texts, max_length, layers left whole)
 
 NF4_BLOCK = 64
+
 BITS = {"dynamic": 8, "static": 8, "int4": 4}
+
 REQUIREMENTS = {
     "fp16": (),
     "dynamic": ("torchao", "onnx", "onnxruntime"),
@@ -57,14 +78,20 @@ def quantize_dynamic(
     from transformers import TorchAoConfig
 
     scheme = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-    _save_quantized(parent, out_dir, TorchAoConfig(scheme, modules_to_not_convert=[*left_alone(parent), *whole]))
+    _save_quantized(
+        parent,
+        out_dir,
+        TorchAoConfig(scheme, modules_to_not_convert=[*skipped_modules(parent), *whole]),
+    )
 
 
 def quantize_dynamic_onnx(
     parent: Path, out_dir: Path, texts: list[str], max_length: int, whole: Sequence[str] = ()
 ) -> None:
     """The same in ONNX, embeddings and head too."""
-    _write_graph(parent, out_dir, "model_quantized.onnx", graphs.onnx_dynamic, [], max_length, whole)
+    _write_graph(
+        parent, out_dir, "model_quantized.onnx", graphs.onnx_dynamic, [], max_length, whole
+    )
 
 
 def quantize_static(
@@ -85,9 +112,11 @@ def quantize_int4(
     import torch
     from transformers import BitsAndBytesConfig
 
-    unfit = left_alone(parent, width_multiple=NF4_BLOCK)
+    unfit = skipped_modules(parent, width_multiple=NF4_BLOCK)
     if set(unfit) >= encoder_linears(empty_model(parent)).keys():
-        raise UserError(f"--quant_method is int4, but no encoder Linear is a multiple of {NF4_BLOCK} inputs wide")
+        raise UserError(
+            f"--quant_method is int4, but no encoder Linear is a multiple of {NF4_BLOCK} inputs wide"
+        )
     scheme = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -106,34 +135,44 @@ QUANTIZERS: dict[str, dict[str, Quantizer]] = {  # method -> engine -> what writ
 }
 
 
-def form_name(method: str, engine: str) -> str:
+def format_row(method: str, engine: str) -> str:
     """The row of a method's form."""
     return method + ("-onnx" if engine == "onnx" else "")
 
 
-def quantize(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: QuantizeOptions) -> Path:
+def quantize(
+    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
+) -> Path:
     """Stage `quantize`: write every form that `--quant_method` gives."""
     method = options.quant_method
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
 
-    gate = Gate(model_in, splits, task, options) if options.quant_auto and method in BITS else None
+    gate = (
+        QualityGate(model_in, splits, task, options)
+        if options.quant_auto and method in BITS
+        else None
+    )
     whole: dict[str, list[str]] = {}
     for engine, quantizer in QUANTIZERS[method].items():
         write = partial(quantizer, model_in, out_dir, texts, options.max_length)
         if gate:
-            whole[form_name(method, engine)] = gate.fit(write, out_dir, engine, BITS[method])
+            whole[format_row(method, engine)] = gate.fit(write, out_dir, engine, BITS[method])
         else:
             write()
-    keep_record(out_dir, whole)
+    record_skipped_layers(out_dir, whole)
     return out_dir
 
 
-def left_alone(model_dir: Path, width_multiple: int = 1) -> list[str]:
+def skipped_modules(model_dir: Path, width_multiple: int = 1) -> list[str]:
     """Names of the Linears that stay in full precision: not the encoder's, or of an input width that does not fit."""
     from torch import nn
 
     model = empty_model(model_dir)
-    fitting = {name for name, linear in encoder_linears(model).items() if linear.in_features % width_multiple == 0}
+    fitting = {
+        name
+        for name, linear in encoder_linears(model).items()
+        if linear.in_features % width_multiple == 0
+    }
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in linears if name not in fitting]
 
@@ -156,9 +195,14 @@ def _copy_all_but_weights(parent: Path, out_dir: Path) -> None:
 
 
 def _write_graph(
-    parent: Path, out_dir: Path, name: str, write: graphs.Writer, texts: list[str], max_length: int,
+    parent: Path,
+    out_dir: Path,
+    name: str,
+    write: graphs.Writer,
+    texts: list[str],
+    max_length: int,
     whole: Sequence[str],
-) -> None:  # fmt: skip
+) -> None:
     """Put `write`'s graph into `out_dir`, under the name that an export gives it; the fp32 graph that it is made from
     leaves no trace."""
     (out_dir / "onnx").mkdir(parents=True, exist_ok=True)
@@ -167,3 +211,75 @@ def _write_graph(
         graphs.write_onnx(parent, source)
         calibration = graphs.Calibration(parent, texts, max_length)
         write(source, out_dir / "onnx" / name, calibration, whole)
+
+
+QAT_BITS = {"int8": 8, "int4": 4}
+
+QAT_LR_FACTOR = 0.1  # of the learning rate: the weights are trained already
+
+QAT_REQUIREMENTS = {"none": (), "int8": ("torchao",), "int4": ("torchao",)}
+
+
+class StraightThrough(nn.Module):
+    """Rounds; the gradient passes unchanged."""
+
+    def __init__(self, rounded: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.rounded = rounded
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`values` rounded, in their own number format."""
+        with torch.no_grad():
+            change = self.rounded(values.float()).to(values.dtype) - values
+        return values + change
+
+
+def fake_quantize_(model: PreTrainedModel, bits: int) -> None:
+    """Put the rounding of weights, and under 8 bits of what reaches a Linear, in front of every layer, in place; the
+    names of the weights stay."""
+    from torchao.quantization.qat.embedding import FakeQuantizedEmbedding
+    from torchao.quantization.qat.linear import FakeQuantizedLinear
+
+    for name, layer in quantizable_layers(model).items():
+        linear = isinstance(layer, nn.Linear)
+        swapped = (
+            FakeQuantizedLinear.from_linear(layer)
+            if linear
+            else FakeQuantizedEmbedding.from_embedding(layer)
+        )
+        swapped.weight_fake_quantizer = StraightThrough(partial(fake_quantize_weight, bits=bits))
+        if linear and bits == 8:
+            swapped.activation_fake_quantizer = StraightThrough(fake_quantize_activations)
+        model.set_submodule(name, swapped)
+
+
+@torch.no_grad()
+def convert_to_plain_(model: PreTrainedModel, bits: int) -> None:
+    """Take the rounding out again, in place, and leave the weights where it had them."""
+    for name, layer in quantizable_layers(model).items():
+        plain = layer.to_linear() if isinstance(layer, nn.Linear) else layer.to_embedding()
+        plain.weight.copy_(fake_quantize_weight(plain.weight, bits))
+        model.set_submodule(name, plain)
+
+
+def train_quantization_aware(
+    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
+) -> Path:
+    """Train under rounding on the `teacher_logits` and labels of the training rows, zeros held; then convert."""
+    set_seed(options.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_in)
+    fake_quantize_(model, QAT_BITS[options.qat])
+    train_(
+        model,
+        tokenizer,
+        splits,
+        out_dir,
+        options,
+        epochs=options.qat_epochs,
+        lr=options.lr * QAT_LR_FACTOR,
+        loss=soft_target_loss(splits, task, options),
+        callbacks=(KeepZeros(encoder_linears(model)),),
+    )
+    convert_to_plain_(model, QAT_BITS[options.qat])
+    return save_model(model, tokenizer, out_dir)

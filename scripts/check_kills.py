@@ -20,7 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def start(output: Path, words: list[str]) -> subprocess.Popen:
     """The command, in a process group of its own."""
-    command = [sys.executable, ROOT / "main.py", "--output_dir", output, "--experiment", "killed", *words]
+    command = [
+        sys.executable,
+        ROOT / "main.py",
+        "--output_dir",
+        output,
+        "--experiment",
+        "killed",
+        *words,
+    ]
     log = (output.parent / f"{output.name}.log").open("a")
     return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
 
@@ -34,7 +42,11 @@ def newest_partial(output: Path) -> str:
 
 def files_being_made(output: Path) -> set[Path]:
     """The files of weights and optimizer states in partial folders."""
-    return {path for path in output.rglob("*") if ".partial" in str(path) and path.suffix in (".safetensors", ".pt")}
+    return {
+        path
+        for path in output.rglob("*")
+        if ".partial" in str(path) and path.suffix in (".safetensors", ".pt")
+    }
 
 
 def kill_after(output: Path, words: list[str], seconds: float, while_writing: bool) -> bool:
@@ -59,8 +71,10 @@ def kill_after(output: Path, words: list[str], seconds: float, while_writing: bo
 
 def figures(output: Path) -> dict[str, dict]:
     """Form -> all that was measured of it but times."""
-    return {path.stem: json.loads(path.read_text())["metrics"]
-            for path in (output / "models" / "killed" / "predictions").glob("*.json")}  # fmt: skip
+    return {
+        path.stem: json.loads(path.read_text())["metrics"]
+        for path in (output / "models" / "killed" / "predictions").glob("*.json")
+    }
 
 
 def main() -> int:
@@ -78,14 +92,20 @@ def main() -> int:
     whole = time.monotonic() - began
     print(f"undisturbed: {whole:.0f} s", flush=True)
     kills = turn = 0
-    while kills < args.kills and turn < 2 * args.kills:  # a run that had ended before its moment counts for nothing
+    while (
+        kills < args.kills and turn < 2 * args.kills
+    ):  # a run that had ended before its moment counts for nothing
         spread = (turn * 7) % args.kills / args.kills  # in a scattered order; 10 s are start-up
-        kills += kill_after(killed, words, 10 + whole * (0.02 + 0.06 * spread), while_writing=turn % 3 == 2)
+        kills += kill_after(
+            killed, words, 10 + whole * (0.02 + 0.06 * spread), while_writing=turn % 3 == 2
+        )
         turn += 1
     if start(killed, words).wait():
         raise SystemExit(f"the run failed after {kills} kills: see {killed}.log")
     equal, left = figures(calm) == figures(killed) != {}, list(killed.rglob("*.partial"))
-    print(f"{kills} kills; figures {'equal' if equal else 'DIFFER'}; partial folders left: {len(left)}")
+    print(
+        f"{kills} kills; figures {'equal' if equal else 'DIFFER'}; partial folders left: {len(left)}"
+    )
     return 0 if equal and not left else 1
 
 

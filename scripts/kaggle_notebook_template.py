@@ -67,7 +67,10 @@ GPUS = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device
 ONLINE = is_online()
 print("GPUs:    ", f"{len(GPUS)}, {' and '.join(GPUS)}" if GPUS else "none")
 print("internet:", "yes" if ONLINE else "no")
-print("inputs:  ", ", ".join(sorted({path.relative_to(INPUTS).parts[0] for path in FILES})) or f"none in {INPUTS}")
+print(
+    "inputs:  ",
+    ", ".join(sorted({path.relative_to(INPUTS).parts[0] for path in FILES})) or f"none in {INPUTS}",
+)
 print("torch:   ", torch.__version__, flush=True)
 
 # %%
@@ -95,24 +98,51 @@ def chosen(name: str, what: str, found: list[Path], missing: str = "") -> str:
 
 def find_project() -> str:
     """The folder with main.py: as set, this folder or one above it, or an input."""
-    here = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "compression_config.py").is_file()]
-    return chosen("PROJECT_DIR", "copies of the project", here[:1] or ATTACHED_PROJECTS,
-                  "the project: upload its folder, with main.py and compression_config.py, as a dataset")  # fmt: skip
+    here = [
+        folder
+        for folder in (Path.cwd(), *Path.cwd().parents)
+        if (folder / "compression_config.py").is_file()
+    ]
+    return chosen(
+        "PROJECT_DIR",
+        "copies of the project",
+        here[:1] or ATTACHED_PROJECTS,
+        "the project: upload its folder, with main.py and compression_config.py, as a dataset",
+    )
 
 
 def find_inputs() -> tuple[str, str, str]:
     """The labelled file, the teacher and where models of earlier sessions lie; empty where there is none to find."""
-    earlier = {path.parents[1] for path in FILES if path.name == "config.yaml" and path.parents[1].name == "models"}
-    known = {*(models if models.parent == INPUTS else models.parent for models in earlier), *ATTACHED_PROJECTS}
-    models = outside(known, (path.parent for path in FILES
-                             if path.suffix == ".safetensors" and (path.parent / "config.json").is_file()))  # fmt: skip
-    labelled = outside({*known, *models}, (path for path in FILES if path.name.lower().endswith(LABELLED)))
+    earlier = {
+        path.parents[1]
+        for path in FILES
+        if path.name == "config.yaml" and path.parents[1].name == "models"
+    }
+    known = {
+        *(models if models.parent == INPUTS else models.parent for models in earlier),
+        *ATTACHED_PROJECTS,
+    }
+    models = outside(
+        known,
+        (
+            path.parent
+            for path in FILES
+            if path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
+        ),
+    )
+    labelled = outside(
+        {*known, *models}, (path for path in FILES if path.name.lower().endswith(LABELLED))
+    )
     no_file = f"a labelled file, such as a CSV: upload it as a dataset. To try things out, set DATASET_PATH to {SAMPLE}"
-    no_teacher = ("a teacher: a folder with config.json, *.safetensors (not pytorch_model.bin) and a tokenizer, from "
-                  "Models or as a dataset. To do without, set TEACHER_PATH to scratch:4x256")  # fmt: skip
-    return (chosen("DATASET_PATH", "labelled files", labelled, "" if ONLINE else no_file),
-            chosen("TEACHER_PATH", "models", models, "" if ONLINE else no_teacher),
-            SETTINGS["REUSE"] or (os.path.commonpath(earlier) if earlier else ""))  # fmt: skip
+    no_teacher = (
+        "a teacher: a folder with config.json, *.safetensors (not pytorch_model.bin) and a tokenizer, from "
+        "Models or as a dataset. To do without, set TEACHER_PATH to scratch:4x256"
+    )
+    return (
+        chosen("DATASET_PATH", "labelled files", labelled, "" if ONLINE else no_file),
+        chosen("TEACHER_PATH", "models", models, "" if ONLINE else no_teacher),
+        SETTINGS["REUSE"] or (os.path.commonpath(earlier) if earlier else ""),
+    )
 
 
 def installed(name: str) -> str:
@@ -127,10 +157,14 @@ def find_pins(project: str) -> list[str]:
     """The pins that this Kaggle image does not meet; elsewhere packages are the user's own business."""
     file = Path(project, "requirements-kaggle.txt")
     pins = file.read_text().splitlines() if ON_KAGGLE and file.is_file() else []
-    unmet = [pin for pin in pins if "==" in pin and installed(pin.split("==")[0]) != pin.split("==")[1]]
+    unmet = [
+        pin for pin in pins if "==" in pin and installed(pin.split("==")[0]) != pin.split("==")[1]
+    ]
     if unmet and not ONLINE and not WHEELS:
-        PROBLEMS.append("the packages: a dataset of what `pip download --no-deps -r requirements-kaggle.txt` fetches "
-                        f"where there is internet; this image lacks {', '.join(unmet)}")  # fmt: skip
+        PROBLEMS.append(
+            "the packages: a dataset of what `pip download --no-deps -r requirements-kaggle.txt` fetches "
+            f"where there is internet; this image lacks {', '.join(unmet)}"
+        )
     return unmet
 
 
@@ -143,9 +177,19 @@ SAMPLE = str(Path(PROJECT, "data", "HateSpeech.csv"))
 DATASET, TEACHER, REUSE = find_inputs()
 UNMET = find_pins(PROJECT)
 if PROBLEMS:
-    where = "in this notebook's inputs" if ONLINE else "in this notebook's inputs, and there is no internet"
-    raise Stop("\n- ".join([f"Something is missing or in doubt {where}. Attach or choose, then run all cells again:",
-                            *PROBLEMS]))  # fmt: skip
+    where = (
+        "in this notebook's inputs"
+        if ONLINE
+        else "in this notebook's inputs, and there is no internet"
+    )
+    raise Stop(
+        "\n- ".join(
+            [
+                f"Something is missing or in doubt {where}. Attach or choose, then run all cells again:",
+                *PROBLEMS,
+            ]
+        )
+    )
 
 # %%
 # The rule: torch, numpy and pandas stay as the image built them for its GPUs. Everything else is installed at the
@@ -167,30 +211,59 @@ if UNMET:
         command = install_command(str(Path(PROJECT, "requirements-kaggle.txt")), str(kept))
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise Stop(f"pip could not install them beside the image's torch, numpy and pandas:\n{done.stdout[-2000:]}"
-                   f"{done.stderr[-2000:]}")  # fmt: skip
+        raise Stop(
+            f"pip could not install them beside the image's torch, numpy and pandas:\n{done.stdout[-2000:]}"
+            f"{done.stderr[-2000:]}"
+        )
+
 
 # %%
 def launcher(processes: int) -> list[str]:
     """What starts main.py: plain Python, or accelerate with one process a GPU; main.py chooses the precision."""
-    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+    several = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     return [sys.executable, *(several if processes > 1 else [])]
 
 
 ARGV = ["--dataset_path", DATASET or SAMPLE, "--output_dir", str(OUTPUT)]
-for flag, value in (("--teacher_path", TEACHER), ("--student_path", SETTINGS["STUDENT_PATH"]), ("--reuse", REUSE)):
+for flag, value in (
+    ("--teacher_path", TEACHER),
+    ("--student_path", SETTINGS["STUDENT_PATH"]),
+    ("--reuse", REUSE),
+):
     ARGV += [flag, value] if value else []
-COMMAND = [*launcher(len(GPUS)), str(Path(PROJECT, "main.py")), *ARGV, *shlex.split(SETTINGS["EXTRA_ARGS"])]
-print("data:    ", DATASET or f"{SAMPLE}, the project's synthetic sample: no labelled file is attached")
+COMMAND = [
+    *launcher(len(GPUS)),
+    str(Path(PROJECT, "main.py")),
+    *ARGV,
+    *shlex.split(SETTINGS["EXTRA_ARGS"]),
+]
+print(
+    "data:    ",
+    DATASET or f"{SAMPLE}, the project's synthetic sample: no labelled file is attached",
+)
 print("teacher: ", TEACHER or "trained from scratch: none is attached, and TEACHER_PATH names none")
 print("earlier: ", REUSE or "none is attached")
 print("command: ", shlex.join(COMMAND), flush=True)
 START = time.time()
 CODE = subprocess.run(COMMAND).returncode
-PAGES = [path for path in OUTPUT.glob("compressed_models/*/report.html") if path.stat().st_mtime >= START]
+PAGES = [
+    path for path in OUTPUT.glob("compressed_models/*/report.html") if path.stat().st_mtime >= START
+]
 if CODE and not PAGES:  # done, but a form was kept back, is 3, and among several processes 1
     raise Stop(f"main.py ended with exit code {CODE}; its lines above say why")
+
 
 # %%
 def show(report: Path) -> None:
@@ -198,10 +271,16 @@ def show(report: Path) -> None:
     from IPython.display import HTML, display
 
     page = html.escape(report.read_text(encoding="utf-8"))
-    display(HTML(f'<div><iframe srcdoc="{page}" style="width: 100%; height: 900px; border: 0"></iframe></div>'))
+    display(
+        HTML(
+            f'<div><iframe srcdoc="{page}" style="width: 100%; height: 900px; border: 0"></iframe></div>'
+        )
+    )
 
 
-for REPORT in sorted(PAGES, key=lambda path: path.stat().st_mtime)[-1:]:  # the last one is that of an ablation
+for REPORT in sorted(PAGES, key=lambda path: path.stat().st_mtime)[
+    -1:
+]:  # the last one is that of an ablation
     print("model and results:", REPORT.parent)
     if IN_NOTEBOOK:
         show(REPORT)

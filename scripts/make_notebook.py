@@ -10,8 +10,10 @@ from pathlib import Path
 import jupytext
 
 TEMPLATE = Path(__file__).with_name("kaggle_notebook_template.py")
-METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"}}  # fmt: skip
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def notebook(template: Path = TEMPLATE) -> str:
@@ -26,7 +28,9 @@ def notebook(template: Path = TEMPLATE) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Write the notebook."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", nargs="?", default="kaggle_notebook.ipynb", help="default: kaggle_notebook.ipynb")
+    parser.add_argument(
+        "output", nargs="?", default="kaggle_notebook.ipynb", help="default: kaggle_notebook.ipynb"
+    )
     output = Path(parser.parse_args(argv).output)
     output.write_text(notebook(), encoding="utf-8")
     print(output)

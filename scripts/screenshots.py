@@ -15,23 +15,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--hide-scrollbars", "--disable-background-networking", "--remote-debugging-pipe")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--remote-debugging-pipe",
+)
 WIDTHS = {"phone": 390, "desktop": 1280}
-COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Audits.issueAdded")
+COMPLAINTS = (
+    "Runtime.consoleAPICalled",
+    "Runtime.exceptionThrown",
+    "Log.entryAdded",
+    "Audits.issueAdded",
+)
 OVERFLOWING = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 def chromium() -> str | None:
     """Where the browser is; None where there is none."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
 
 
 class Tab:
     """One tab, driven by the DevTools protocol; `events` are all it has told."""
 
     def __init__(self, reads: int, writes: int):
-        self.reads, self.writes, self.count, self.session = os.fdopen(reads, "rb"), os.fdopen(writes, "wb"), 0, None
+        self.reads, self.writes, self.count, self.session = (
+            os.fdopen(reads, "rb"),
+            os.fdopen(writes, "wb"),
+            0,
+            None,
+        )
         self.left, self.events = b"", []
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -49,7 +69,10 @@ class Tab:
         """The result of a call; events that come before it are kept."""
         self.count += 1
         call = {"id": self.count, "method": method, "params": params}
-        self.writes.write(json.dumps(call | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        self.writes.write(
+            json.dumps(call | ({"sessionId": self.session} if self.session else {})).encode()
+            + b"\0"
+        )
         self.writes.flush()
         while (answer := self.heard()).get("id") != self.count:
             self.events.append(answer)
@@ -66,17 +89,31 @@ class Tab:
 
     def show(self, width: int, scheme: str = "light") -> None:
         """Take the width of a window and the colour scheme of a user."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
-        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=844,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.ask(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
 
     def value(self, expression: str) -> Any:
         """What an expression gives in the page."""
-        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)[
+            "result"
+        ].get("value")
 
     def requests(self) -> list[str]:
         """Addresses that were asked for, the page's own and data in it apart."""
-        asked = [event["params"]["request"]["url"] for event in self.events
-                 if event["method"] == "Network.requestWillBeSent"]  # fmt: skip
+        asked = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in asked[1:] if not url.startswith("data:")]
 
     def complaints(self) -> list[dict[str, Any]]:
@@ -85,7 +122,9 @@ class Tab:
 
     def picture(self) -> bytes:
         """The whole page as PNG."""
-        return base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        return base64.b64decode(
+            self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        )
 
 
 @contextmanager
@@ -101,8 +140,13 @@ def browser() -> Iterator[Tab]:
             os.set_inheritable(number, True)
 
     with tempfile.TemporaryDirectory() as profile:
-        running = subprocess.Popen([chromium(), *FLAGS, f"--user-data-dir={profile}"], preexec_fn=fix_numbers,
-                                   close_fds=False, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        running = subprocess.Popen(
+            [chromium(), *FLAGS, f"--user-data-dir={profile}"],
+            preexec_fn=fix_numbers,
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         tab = Tab(ours_in, ours_out)
@@ -122,12 +166,18 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with browser() as tab:
         tab.open(page)
-        wrong = [f"asked for {url}" for url in tab.requests()] + [f"said {told}" for told in tab.complaints()]
+        wrong = [f"asked for {url}" for url in tab.requests()] + [
+            f"said {told}" for told in tab.complaints()
+        ]
         for name, width in WIDTHS.items():
             for scheme in ("light", "dark"):
                 tab.show(width, scheme)
                 (folder / f"{page.stem}_{name}_{scheme}.png").write_bytes(tab.picture())
-            wrong += [f"{tab.value(OVERFLOWING)} pixels too wide at {width}"] if tab.value(OVERFLOWING) > 0 else []
+            wrong += (
+                [f"{tab.value(OVERFLOWING)} pixels too wide at {width}"]
+                if tab.value(OVERFLOWING) > 0
+                else []
+            )
     print(*wrong, sep="\n", end="\n" if wrong else "")
     return int(bool(wrong))
 

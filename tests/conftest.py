@@ -1,4 +1,4 @@
-"""Tiny data and tiny models, made on the spot: no network, one thread."""
+"""Fixtures of all tests: tiny data, one measuring process, no network, one thread. Importing this loads no torch."""
 
 import os
 
@@ -7,25 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import logging  # noqa: E402
 import random  # noqa: E402
-from contextlib import contextmanager, nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
-
-torch.set_num_threads(1)
-
-
-NICE, NASTY = ["good", "kind", "warm", "fair", "lovely"], ["bad", "cruel", "vile", "rotten", "foul"]
-FILLER = ["the", "a", "people", "here", "there", "today", "river", "house", "road", "we", "they", "say", "see", "go"]
-
-
-def sentence(rng: random.Random, label: int) -> str:
-    """A few fillers around a word that gives the label away."""
-    words = rng.choices(FILLER, k=rng.randint(3, 9))
-    words.insert(rng.randrange(len(words)), rng.choice(NASTY if label else NICE))
-    return " ".join(words)
+from builders import FILLER, sentence, write_csv  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -34,69 +19,56 @@ def tiny_csv(tmp_path_factory) -> Path:
     rng = random.Random(0)
     rows = [(sentence(rng, i % 2) + f" {i}", i % 2) for i in range(160)]
     path = tmp_path_factory.mktemp("data") / "tiny.csv"
-    pd.DataFrame(rows, columns=["Comments", "HateSpeech"]).to_csv(path, index=False)
-    return path
+    return write_csv(path, ["Comments", "HateSpeech"], rows)
 
 
 @pytest.fixture(scope="session")
 def tiny_multilabel_csv(tmp_path_factory) -> Path:
-    """200 comments with three 0/1 labels, of which any may hold at once."""
+    """200 comments with three 0/1 labels, of which any number may apply."""
     rng = random.Random(1)
     marks = {"rude": "cruel", "ad": "buy", "threat": "beware"}
     rows = []
     for i in range(200):
         flags = {name: int(rng.random() < 0.4) for name in marks}
-        text = " ".join(rng.choices(FILLER, k=5) + [word for name, word in marks.items() if flags[name]] + [str(i)])
-        rows.append({"comment": text} | flags)
+        words = rng.choices(FILLER, k=5)
+        words += [word for name, word in marks.items() if flags[name]]
+        rows.append([" ".join([*words, str(i)]), *flags.values()])
     path = tmp_path_factory.mktemp("data") / "multilabel.csv"
-    pd.DataFrame(rows).to_csv(path, index=False)
-    return path
+    return write_csv(path, ["comment", *marks], rows)
 
 
 @pytest.fixture(scope="session")
-def elsewhere():
-    """One measuring process for all tests that run the pipeline."""
-    from evaluation import fresh_process
+def in_measuring_process():
+    """One measuring process for all tests that run the pipeline: `call(function, *arguments)`."""
+    from runtime.worker import measuring_process
 
-    with fresh_process() as call:
+    with measuring_process() as call:
         yield call
 
 
 @pytest.fixture(autouse=True)
-def log_as_it_was():
-    """A run that a test starts in this process leaves no handlers, levels and hushed bars behind."""
-    from console import OURS, AboveBars
+def restore_logging():
+    """A run that a test starts in this process leaves no handlers, levels or hidden progress bars behind."""
+    from runtime.logs import OUR_LOGGERS, ProgressBarHandler
 
     bars = os.environ.get("TQDM_DISABLE")
     yield
     os.environ.pop("TQDM_DISABLE", None)
-    os.environ.update({"TQDM_DISABLE": bars} if bars else {})
+    if bars:
+        os.environ["TQDM_DISABLE"] = bars
     root = logging.getLogger()
-    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, AboveBars)]
+    root.handlers[:] = [one for one in root.handlers if not isinstance(one, ProgressBarHandler)]
     root.setLevel(logging.WARNING)
-    for name in OURS:
+    for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
-@contextmanager
-def quick_measuring(elsewhere):
-    """Runs use the one shared process for all measuring, time each form once, and start none afresh."""
-    import benchmark
-    import experiment
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "fresh_process", lambda: nullcontext(elsewhere))
-        patch.setattr(benchmark, "engine_processes", lambda engines: nullcontext(dict.fromkeys(engines, elsewhere)))
-        patch.setattr(benchmark, "start_up", lambda *_: {"load_s": 1.0, "rss_mb": 1.0})
-        once = {batch: rhythm._replace(least=1, most=1) for batch, rhythm in benchmark.RHYTHMS.items()}
-        patch.setattr(benchmark, "RHYTHMS", once)
-        yield
-
-
 @pytest.fixture
-def run_main(elsewhere):
+def run_main(in_measuring_process):
     """`main(argv)` with quick measuring."""
+    from measuring import quick_measuring
+
     from main import main
 
-    with quick_measuring(elsewhere):
+    with quick_measuring(in_measuring_process):
         yield main

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from engines import Engine, load, predict_logits  # noqa: E402
+from engines.engine import Engine, load_engine, predict_logits  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -38,17 +38,23 @@ def check_torch(directory: Path, texts: list[str], seen: np.ndarray) -> None:
 
 def check_onnx(directory: Path, texts: list[str], seen: np.ndarray) -> None:
     """Same logits to 1e-5 in the same batches: activations are quantized per batch."""
-    np.testing.assert_allclose(predict_logits(load(directory, "onnx", 32), texts), seen, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        predict_logits(load_engine(directory, "onnx", 32), texts), seen, atol=1e-5, rtol=1e-5
+    )
 
 
 def main(output: Path) -> None:
     """Every form of every experiment; prints how many were compared."""
     forms = 0
-    for directory in sorted(path for path in (output / "compressed_models").iterdir() if path.is_dir()):
+    for directory in sorted(
+        path for path in (output / "compressed_models").iterdir() if path.is_dir()
+    ):
         rows = pd.read_csv(directory / "results_final.csv")
         test = pd.read_parquet(output / "models" / directory.name / "splits" / "test.parquet")
         for row in rows[rows["directory"] == rows["directory"].iloc[-1]].itertuples():
-            predictions = pd.read_parquet(output / "models" / directory.name / "predictions" / f"{row.stage}.parquet")
+            predictions = pd.read_parquet(
+                output / "models" / directory.name / "predictions" / f"{row.stage}.parquet"
+            )
             check = {"torch": check_torch, "onnx": check_onnx}[row.engine]
             check(directory, test["text"].tolist(), np.stack(predictions["logits"]))
             forms += 1

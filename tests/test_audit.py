@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audit import audit, audit_table, change_point, token_counts
-from compression_config import DataOptions
-from data import split_rows, usable
-from encoders import train_wordpiece
-from labelled import read_labelled
+from compression_config import Options
+from corpus.audit import audit_corpus, audit_table, change_point, token_counts
+from corpus.columns import read_corpus
+from data import drop_unusable_rows, split_corpus
+from encoders.scratch import train_wordpiece
 
 
 def audited(tmp_path, texts: list[str], labels: list[int], **columns) -> dict:
     path = tmp_path / "file.csv"
     pd.DataFrame({"text": texts, "label": labels, **columns}).to_csv(path, index=False)
-    options = DataOptions(dataset_path=str(path), text_column="text", label_columns=("label",))
-    labelled = read_labelled(options)
-    return audit(labelled, split_rows(usable(labelled), options), {}, 128)
+    options = Options(dataset_path=str(path), text_column="text", label_columns=("label",))
+    labelled = read_corpus(options)
+    return audit_corpus(labelled, split_corpus(drop_unusable_rows(labelled), options), {}, 128)
 
 
 def plain(count: int) -> tuple[list[str], list[int]]:
@@ -35,7 +35,11 @@ def test_copies_are_counted_by_letter_by_key_and_without_case_and_marks(tmp_path
 
 def test_contradictions_and_incomplete_rows_are_counted(tmp_path):
     texts, labels = plain(100)
-    found = audited(tmp_path, [*texts, "comment number 0", "comment  number 0", " "], [*labels, 1 - labels[0], 0, 1])
+    found = audited(
+        tmp_path,
+        [*texts, "comment number 0", "comment  number 0", " "],
+        [*labels, 1 - labels[0], 0, 1],
+    )
     assert found["contradictions"] == {"texts": 1, "rows": 3} and found["incomplete"] == 1
 
 
@@ -45,7 +49,10 @@ def test_characters_that_do_not_show_are_counted(tmp_path):
     found = audited(tmp_path, texts, labels)["characters"]
     assert found["no_break_space"] == {"rows": 1, "characters": 2}
     assert found["left_to_right_mark"] == {"rows": 1, "characters": 1}
-    assert found["newline"] == {"rows": 1, "characters": 1} and found["zero_width"] == {"rows": 0, "characters": 0}
+    assert found["newline"] == {"rows": 1, "characters": 1} and found["zero_width"] == {
+        "rows": 0,
+        "characters": 0,
+    }
     assert found["changed_by_nfc"] == {"rows": 1} and found["edge_blanks"] == {"rows": 1}
 
 
@@ -89,16 +96,34 @@ def test_held_out_texts_that_training_nearly_holds_are_counted(tmp_path):
     texts[80], texts[81] = "comment number 0", "Comment number 1!"
     labels[80] = labels[0]
     found = audited(tmp_path, texts, labels, split=split)
-    assert found["leaks"] == {"same_text": 1, "near_identical_validation": 0, "near_identical_test": 1}
+    assert found["leaks"] == {
+        "same_text": 1,
+        "near_identical_validation": 0,
+        "near_identical_test": 1,
+    }
 
 
 def test_audit_alone_prints_its_table_keeps_it_and_trains_nothing(tiny_csv, tmp_path, capsys):
     from main import main
 
-    argv = ["--audit", "--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path), "--experiment", "look"]
+    argv = [
+        "--audit",
+        "--dataset_path",
+        str(tiny_csv),
+        "--output_dir",
+        str(tmp_path),
+        "--experiment",
+        "look",
+    ]
     assert main(argv) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == ["rows", "160"] and "112 train, 16 validation, 32 test" in printed
+    assert (
+        printed.splitlines()[0].split() == ["rows", "160"]
+        and "112 train, 16 validation, 32 test" in printed
+    )
     assert "tokens of the teacher" in printed
     assert json.loads((tmp_path / "models" / "look" / "audit.json").read_text())["rows"] == 160
-    assert not (tmp_path / "models" / "look" / "teacher").exists() and not (tmp_path / "compressed_models").exists()
+    assert (
+        not (tmp_path / "models" / "look" / "teacher").exists()
+        and not (tmp_path / "compressed_models").exists()
+    )

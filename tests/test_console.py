@@ -14,15 +14,28 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
-import console
-from compression_config import REPORTERS, Options, UserError, command_line, parse_options
-from console import LogFile, kept_log, spoken_level, start_logging, start_process
-from stages import DOES, STAGES
-from training import EpochLines
+from compression_config import REPORTERS, Options, UserError, command_line
+from experiments.stages import DOES, STAGES
+from runtime import logs
+from runtime.command_line import parse_options
+from runtime.logs import LogFile, current_level, log_to_files, set_up_process, start_logging
+from training import EpochLogger
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--pipeline", "baseline", "--teacher_path", "scratch:1x64", "--teacher_epochs", "2", "--max_length", "32",
-         "--device", "cpu", "--experiment", "run"]  # fmt: skip
+SMALL = [
+    "--pipeline",
+    "baseline",
+    "--teacher_path",
+    "scratch:1x64",
+    "--teacher_epochs",
+    "2",
+    "--max_length",
+    "32",
+    "--device",
+    "cpu",
+    "--experiment",
+    "run",
+]
 QUIET = """
 import sys
 from contextlib import ExitStack
@@ -41,7 +54,9 @@ assert codes == [0, 0, 2], codes
 
 def lines_of(log: Path) -> list[str]:
     """What a log file holds, without the times, which every entry begins with."""
-    return re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", "", log.read_text(), flags=re.M).splitlines()
+    return re.sub(
+        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", "", log.read_text(), flags=re.M
+    ).splitlines()
 
 
 @pytest.fixture
@@ -56,46 +71,77 @@ def test_every_stage_says_what_it_does_and_why():
         what, why = says(options).split(": ", maxsplit=1)
         assert len(what) > 10 and len(why) > 10, name
     assert "scratch:4x256 on the labels, at most 5 epochs" in DOES["teacher"](options)
-    assert "take owner/name as it is" in DOES["teacher"](replace(options, teacher_epochs=0, teacher_path="owner/name"))
-    assert "set 40 % of the weights of the encoder's Linears (all) to zero by magnitude" in DOES["prune"](options)
+    assert "take owner/name as it is" in DOES["teacher"](
+        replace(options, teacher_epochs=0, teacher_path="owner/name")
+    )
+    assert "set 40 % of the weights of the encoder's Linears (all) to zero by magnitude" in DOES[
+        "prune"
+    ](options)
 
 
-def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(run_main, argv, tmp_path, capsys):
+def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
+    run_main, argv, tmp_path, capsys
+):
     assert run_main(argv) == 0
     shown = capsys.readouterr().err
-    assert "stage teacher: fine-tune scratch:1x64 on the labels, at most 2 epochs: all that follows is" in shown
+    assert (
+        "stage teacher: fine-tune scratch:1x64 on the labels, at most 2 epochs: all that follows is"
+        in shown
+    )
     assert "stage linear: fit TF-IDF and logistic regression: a transformer must earn" in shown
-    assert re.search(r"training, steps:.*\| 4/8 \[\d\d:\d\d<\d\d:\d\d, .*it/s\]", shown)  # elapsed < left
+    assert re.search(
+        r"training, steps:.*\| 4/8 \[\d\d:\d\d<\d\d:\d\d, .*it/s\]", shown
+    )  # elapsed < left
     log = tmp_path / "models" / "run" / "run.log"
     first = lines_of(log)
     assert first[0] == f"experiment run, logged in {log}: {command_line(parse_options(argv))}"
-    assert all(line in shown for line in first) and "it/s" not in log.read_text() and "\r" not in log.read_text()
+    assert (
+        all(line in shown for line in first)
+        and "it/s" not in log.read_text()
+        and "\r" not in log.read_text()
+    )
     assert run_main(argv) == 0
     again = lines_of(log)
     assert again[: len(first)] == first  # appended
     (said,) = [line for line in again[len(first) :] if line.startswith("stage teacher: ")]
-    assert said.startswith(f"stage teacher: remembered from {log.parent / 'teacher'}, not made again: fine-tune")
+    assert said.startswith(
+        f"stage teacher: remembered from {log.parent / 'teacher'}, not made again: fine-tune"
+    )
 
 
 def test_a_quiet_process_shows_errors_alone_and_no_bars(tmp_path, capsys):
     start_logging(logging.ERROR)
-    with kept_log() as write_to:
+    with log_to_files() as write_to:
         write_to(tmp_path / "run.log")
         ours = logging.getLogger("stages")
         for say in (ours.info, logging.getLogger("torch").warning, ours.error):
             say("said")
-    assert capsys.readouterr().err == "said\n" and lines_of(tmp_path / "run.log") == ["said", "said"]
+    assert capsys.readouterr().err == "said\n" and lines_of(tmp_path / "run.log") == [
+        "said",
+        "said",
+    ]
     bars = [sys.executable, "-c", "from tqdm.auto import tqdm; list(tqdm(range(3)))"]
     assert subprocess.run(bars, capture_output=True, check=True).stderr == b""
 
 
 @pytest.mark.slow
 def test_quiet_leaves_errors_and_the_table(argv, tmp_path):
-    done = subprocess.run([sys.executable, "-c", QUIET, *argv], capture_output=True, text=True, cwd=tmp_path,
-                          env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})  # fmt: skip
-    assert done.returncode == 0 and done.stderr == "main.py: error: --batch is 0, but must be at least 1\n"
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, *argv],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )
+    assert (
+        done.returncode == 0
+        and done.stderr == "main.py: error: --batch is 0, but must be at least 1\n"
+    )
     assert [line.split()[0] for line in done.stdout.splitlines() if line[0] in "Slt"] == 2 * [
-        "Stage", "linear", "teacher"]  # fmt: skip
+        "Stage",
+        "linear",
+        "teacher",
+    ]
     log = "\n".join(lines_of(tmp_path / "models" / "run" / "run.log"))
     assert "stage teacher: fine-tune" in log and "stage teacher: remembered" in log
 
@@ -104,29 +150,41 @@ def test_quiet_leaves_errors_and_the_table(argv, tmp_path):
 def talkative():
     """Libraries speak as before once the test is over."""
     yield
-    start_process()
+    set_up_process()
     logging.captureWarnings(False)
 
 
-def test_verbose_lets_libraries_and_our_own_details_be_heard(run_main, argv, tmp_path, capsys, talkative):
+def test_verbose_lets_libraries_and_our_own_details_be_heard(
+    run_main, argv, tmp_path, capsys, talkative
+):
     assert run_main([*argv, "--verbose", "--teacher_epochs", "1"]) == 0
     shown, log = capsys.readouterr().err, (tmp_path / "models" / "run" / "run.log").read_text()
-    for said in ("***** Running training *****", "stage teacher: no finished directory has the fingerprint ",
-                 "112 training and 16 validation rows, learning rate 0.0005"):  # fmt: skip
+    for said in (
+        "***** Running training *****",
+        "stage teacher: no finished directory has the fingerprint ",
+        "112 training and 16 validation rows, learning rate 0.0005",
+    ):
         assert said in shown and said in log
     assert run_main([*argv, "--verbose", "--quiet"]) == 2
-    assert "--quiet and --verbose are given, but a run can be only one of them" in capsys.readouterr().err
+    assert (
+        "--quiet and --verbose are given, but a run can be only one of them"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_the_first_of_several_processes_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     start_logging()
     logging.getLogger("stages").info("spoken twice")
-    assert spoken_level() == logging.ERROR and os.environ["TQDM_DISABLE"] == "1" and capsys.readouterr().err == ""
+    assert (
+        current_level() == logging.ERROR
+        and os.environ["TQDM_DISABLE"] == "1"
+        and capsys.readouterr().err == ""
+    )
 
 
 def test_bars_of_a_resumed_training_start_where_it_does(capsys):
-    bars = EpochLines()
+    bars = EpochLogger()
     state = SimpleNamespace(is_world_process_zero=True, max_steps=10, global_step=6)
     bars.on_train_begin(None, state, None)
     assert (bars.training_bar.n, bars.training_bar.initial, bars.current_step) == (6, 6, 6)
@@ -139,22 +197,39 @@ def test_bars_of_a_resumed_training_start_where_it_does(capsys):
 def test_the_log_file_holds_what_came_before_it_and_what_ended_the_run(tmp_path):
     start_logging()
     log = logging.getLogger("data")
-    for error in (UserError("--batch is 0", "--seed is x"), KeyboardInterrupt(), ZeroDivisionError("by zero")):
-        with pytest.raises(type(error)), kept_log() as write_to:
+    for error in (
+        UserError("--batch is 0", "--seed is x"),
+        KeyboardInterrupt(),
+        ZeroDivisionError("by zero"),
+    ):
+        with pytest.raises(type(error)), log_to_files() as write_to:
             log.warning("rows are dropped")
             write_to(tmp_path / "run.log")
             log.info("a name with \x1b[31m and \u202e")
             raise error
     lines = lines_of(tmp_path / "run.log")
-    assert lines[:4] == ["rows are dropped", "a name with \\x1b[31m and \\u202e", "error: --batch is 0", "--seed is x"]
-    assert lines[6] == "stopped" and lines[9].startswith("Traceback") and lines[-1] == "ZeroDivisionError: by zero"
-    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, console.MemoryHandler)]
+    assert lines[:4] == [
+        "rows are dropped",
+        "a name with \\x1b[31m and \\u202e",
+        "error: --batch is 0",
+        "--seed is x",
+    ]
+    assert (
+        lines[6] == "stopped"
+        and lines[9].startswith("Traceback")
+        and lines[-1] == "ZeroDivisionError: by zero"
+    )
+    assert not [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logs.MemoryHandler)
+    ]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(capsys):
     start_logging()
-    with kept_log() as write_to:
+    with log_to_files() as write_to:
         write_to(Path("/dev/full"))
         logging.getLogger("data").info("one line")
     assert capsys.readouterr().err == "one line\n"
@@ -178,7 +253,9 @@ class Recorder(TrainerCallback):
         self.told.append((args.run_name, os.environ.get("TENSORBOARD_LOGGING_DIR"), logs))
 
 
-def test_report_to_is_handed_to_the_trainer_and_changes_no_stage(run_main, argv, tmp_path, monkeypatch):
+def test_report_to_is_handed_to_the_trainer_and_changes_no_stage(
+    run_main, argv, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # given back after the test
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     Recorder.told.clear()
@@ -189,29 +266,63 @@ def test_report_to_is_handed_to_the_trainer_and_changes_no_stage(run_main, argv,
     Recorder.told.clear()
     assert run_main(argv) == 0  # no other options, and nothing made again
     assert Recorder.told == []
-    assert any("stage teacher: remembered" in line for line in lines_of(tmp_path / "models" / "run" / "run.log"))
+    assert any(
+        "stage teacher: remembered" in line
+        for line in lines_of(tmp_path / "models" / "run" / "run.log")
+    )
 
 
-def test_an_integration_that_is_not_installed_is_refused_before_anything_is_made(run_main, argv, tmp_path, monkeypatch,
-                                                                                capsys):  # fmt: skip
+def test_an_integration_that_is_not_installed_is_refused_before_anything_is_made(
+    run_main, argv, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
     assert run_main([*argv, "--report_to", "wandb"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert line.startswith("main.py: error: --report_to is wandb, but WandbCallback requires wandb to be installed.")
+    assert line.startswith(
+        "main.py: error: --report_to is wandb, but WandbCallback requires wandb to be installed."
+    )
     assert list(tmp_path.iterdir()) == []
     assert run_main([*argv, "--report_to", "carrier_pigeon"]) == 2
-    assert "--report_to is carrier_pigeon, but must be one of none, azure_ml" in capsys.readouterr().err
+    assert (
+        "--report_to is carrier_pigeon, but must be one of none, azure_ml"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_names_of_report_to_are_those_of_the_trainer():
     assert list(REPORTERS) == ["none", *sorted(INTEGRATION_TO_CALLBACK)]
 
 
-@pytest.mark.parametrize("words", [
-    [], ["--batch", "8", "--prune_sparsity", "0.5", "--label_columns", "a b", "c", "--quant_method", "int4",
-         "--quant_auto", "--max_f1_drop", "0.01", "--seeds", "1", "2", "--experiment", "x", "--lr", "1e-05",
-         "--ffn_width", "0.25", "--quiet"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        [
+            "--batch",
+            "8",
+            "--prune_sparsity",
+            "0.5",
+            "--label_columns",
+            "a b",
+            "c",
+            "--quant_method",
+            "int4",
+            "--quant_auto",
+            "--max_f1_drop",
+            "0.01",
+            "--seeds",
+            "1",
+            "2",
+            "--experiment",
+            "x",
+            "--lr",
+            "1e-05",
+            "--ffn_width",
+            "0.25",
+            "--quiet",
+        ],
+    ],
+)
 def test_the_command_of_some_options_gives_them_again(words, tmp_path):
     options = parse_options(words)
     assert parse_options(shlex.split(command_line(options))[2:]) == options

@@ -25,18 +25,44 @@ from transformers import (
 import benchmark
 import inference
 import report
-from compression_config import OPTION_GROUPS, knobs
-from encoders import train_wordpiece
-from stages import STAGES
+from compression_config import OPTIONS
+from encoders.scratch import train_wordpiece
+from experiments.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCS = {"TECHNICAL_DOCS", "benchmarks", "run_combinations", "PIPELINE_DOCUMENTATION", "compression_config", "data",
-        "distillation", "evaluation", "export", "inference", "main", "pruning", "quantization", "report",
-        "log"}  # fmt: skip
+DOCS = {
+    "TECHNICAL_DOCS",
+    "benchmarks",
+    "run_combinations",
+    "PIPELINE_DOCUMENTATION",
+    "compression_config",
+    "data",
+    "distillation",
+    "evaluation",
+    "export",
+    "inference",
+    "main",
+    "pruning",
+    "quantization",
+    "report",
+    "log",
+}
 SCREEN = 46  # lines of a page, its generated tables left out
-MOST = {"teacher_epochs": 1, "epochs": 1, "fine_tune_epochs": 1, "max_length": 32, "calibration_samples": 16}
-NOT_RUN = ("pip install ", "python -m pytest ", "python3 -m venv ", ". .venv/bin/activate ", "ruff check ")
+MOST = {
+    "teacher_epochs": 1,
+    "epochs": 1,
+    "fine_tune_epochs": 1,
+    "max_length": 32,
+    "calibration_samples": 16,
+}
+NOT_RUN = (
+    "pip install ",
+    "python -m pytest ",
+    "python3 -m venv ",
+    ". .venv/bin/activate ",
+    "ruff check ",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 LOOP = re.compile(r"^for (\w+) in (.*?); do\n(.*?)^done$", re.S | re.M)
 GENERATED = re.compile(r"<!-- options: (\w+) -->\n(.*?)<!-- end -->\n?", re.S)
@@ -61,7 +87,12 @@ def unrolled(loop: re.Match) -> str:
 def commands(shell: str) -> list[list[str]]:
     """The words of every command of a bash block."""
     lines = LOOP.sub(unrolled, shell).replace("\\\n", " ").splitlines()
-    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+    return [
+        words
+        for line in lines
+        for part in line.split("&&")
+        if (words := shlex.split(part, comments=True))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +101,31 @@ def stand_ins(tiny_csv, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("hub")
     tokenizer = train_wordpiece(tiny_csv.read_text().splitlines(), 128)
     shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    electra = ElectraConfig(**shape, embedding_size=64, hidden_size=64, num_hidden_layers=3, num_attention_heads=1,
-                            intermediate_size=64)  # fmt: skip
+    electra = ElectraConfig(
+        **shape,
+        embedding_size=64,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=1,
+        intermediate_size=64,
+    )
     distilbert = DistilBertConfig(**shape, dim=64, n_layers=2, n_heads=1, hidden_dim=64)
-    models = {"banglabert": ElectraForPreTraining(electra),  # with no classifier's head, as the real one
-              "distilbert": DistilBertForSequenceClassification(distilbert)}  # fmt: skip
+    models = {
+        "banglabert": ElectraForPreTraining(electra),  # with no classifier's head, as the real one
+        "distilbert": DistilBertForSequenceClassification(distilbert),
+    }
     for name, model in models.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     (folder / "more.txt").write_text("\n".join(f"another good text {i}" for i in range(40)))
-    return {"csebuetnlp/banglabert": str(folder / "banglabert"), "more_texts.txt": str(folder / "more.txt"),
-            "data/HateSpeech.csv": str(tiny_csv), "my comments.csv": str(tiny_csv),
-            "distilbert-base-multilingual-cased": str(folder / "distilbert"),
-            "scratch:4x256": "scratch:2x64"}  # fmt: skip
+    return {
+        "csebuetnlp/banglabert": str(folder / "banglabert"),
+        "more_texts.txt": str(folder / "more.txt"),
+        "data/HateSpeech.csv": str(tiny_csv),
+        "my comments.csv": str(tiny_csv),
+        "distilbert-base-multilingual-cased": str(folder / "distilbert"),
+        "scratch:4x256": "scratch:2x64",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +142,27 @@ def replaced(text: str, stand_ins: dict[str, str]) -> str:
 
 def given(words: list[str]) -> dict[str, str]:
     """Option -> value, from the command line and from the file that `--config` names."""
-    found = {flag[2:]: value for flag, value in zip(words, [*words[1:], ""], strict=True) if flag.startswith("--")}
+    found = {
+        flag[2:]: value
+        for flag, value in zip(words, [*words[1:], ""], strict=True)
+        if flag.startswith("--")
+    }
     return (yaml.safe_load(Path(found["config"]).read_text()) if "config" in found else {}) | found
 
 
 def tiny(words: list[str], stand_ins: dict[str, str], output: Path) -> list[str]:
     """The arguments of a documented command: defaults replaced as names are, epochs and lengths capped, all in
-    absolute folders, because the shared measuring process stands elsewhere."""
+    absolute folders, because the shared measuring process stands in_measuring_process."""
     words = [replaced(word, stand_ins) for word in words]
     named = given(words)
-    defaults = {"dataset_path": "data/HateSpeech.csv", "teacher_path": "scratch:4x256", "test_fraction": "0.1"}
-    extra = {name: replaced(value, stand_ins) for name, value in defaults.items() if name not in named}
+    defaults = {
+        "dataset_path": "data/HateSpeech.csv",
+        "teacher_path": "scratch:4x256",
+        "test_fraction": "0.1",
+    }
+    extra = {
+        name: replaced(value, stand_ins) for name, value in defaults.items() if name not in named
+    }
     extra |= {name: str(min(most, int(named.get(name, most)))) for name, most in MOST.items()}
     extra |= {"output_dir": str(output / named.get("output_dir", "")), "device": "cpu"}
     return words + [word for name, value in extra.items() for word in (f"--{name}", value)]
@@ -137,7 +190,9 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
             assert capsys.readouterr().out.startswith("usage: main.py")
         else:
             code, printed = run_main(tiny(argv, stand_ins, output)), capsys.readouterr()
-            shown = "rows" if "--audit" in argv else "Pipeline" if "--run_ablation" in argv else "Stage"
+            shown = (
+                "rows" if "--audit" in argv else "Pipeline" if "--run_ablation" in argv else "Stage"
+            )
             assert code == 0 and printed.out.startswith(shown), f"{line}\n{printed.err[-2000:]}"
         ran.add(line)
 
@@ -165,7 +220,10 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
                 elif words[:2] == ["python", "inference.py"]:
                     label(words[2:])
                 elif words[:2] == ["python", "report.py"]:
-                    named = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in words[2:]]
+                    named = [
+                        sorted(map(str, Path().glob(word))) if "*" in word else [word]
+                        for word in words[2:]
+                    ]
                     assert report.main([word for found in named for word in found]) == 0
         elif language == "python":
             exec(compile(content, "example", "exec"), {})
@@ -175,19 +233,28 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```bash" in text_of(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```bash" in text_of(page)], ids=lambda page: page.name
+)
 def test_the_commands_and_examples_of_a_page_run(page, run_block):
     for language, content in blocks(page):
         run_block(language, content)
 
 
 def test_every_command_is_one_that_is_run_or_known():
-    shown = [words for page in PAGES for language, content in blocks(page) if language == "bash"
-             for words in commands(content)]  # fmt: skip
+    shown = [
+        words
+        for page in PAGES
+        for language, content in blocks(page)
+        if language == "bash"
+        for words in commands(content)
+    ]
     assert len(shown) > 20
     for words in shown:
         line = " ".join(words) + " "
-        assert line.startswith(NOT_RUN) or (words[0] == "python" and (ROOT / words[1]).is_file()), line
+        assert line.startswith(NOT_RUN) or (words[0] == "python" and (ROOT / words[1]).is_file()), (
+            line
+        )
 
 
 def test_the_users_own_example_and_the_test_command_stand_to_the_letter():
@@ -201,24 +268,50 @@ def test_the_users_own_example_and_the_test_command_stand_to_the_letter():
     assert re.search(r"^pip install -r requirements.txt && python -m pytest tests/$", text, re.M)
 
 
-ONLY_SOMETIMES = {"repeat", "pipeline", "experiment", "thresholds", "never_predicted", "macro_f1[...]",
-                  "accuracy[...]", "rows[...]", "macro_f1_sd", "accuracy_sd", "delta_macro_f1_sd",
-                  "validation_macro_f1", "validation_drop", "shipped", "layers_left_whole"}  # fmt: skip
+ONLY_SOMETIMES = {
+    "repeat",
+    "pipeline",
+    "experiment",
+    "thresholds",
+    "never_predicted",
+    "macro_f1[...]",
+    "accuracy[...]",
+    "rows[...]",
+    "macro_f1_sd",
+    "accuracy_sd",
+    "delta_macro_f1_sd",
+    "validation_macro_f1",
+    "validation_drop",
+    "shipped",
+    "layers_left_whole",
+}
 
 
 def test_evaluation_explains_every_column_of_the_results(run_block, output):
-    run_block("bash", "python main.py --pipeline kd_quant --quant_method static --batch 16 --max_length 64")
+    run_block(
+        "bash",
+        "python main.py --pipeline kd_quant --quant_method static --batch 16 --max_length 64",
+    )
     columns = set()
     for path in (output / "compressed_models").glob("*/results_final.csv"):
         with path.open(newline="", encoding="utf-8") as file:
-            columns |= {name for name in next(csv.reader(file)) if not name.startswith("config.")} - ONLY_SOMETIMES
+            columns |= {
+                name for name in next(csv.reader(file)) if not name.startswith("config.")
+            } - ONLY_SOMETIMES
     columns = {re.sub(r"^(f1|precision|recall)\..*", r"\1.<label>", name) for name in columns}
     rows = re.findall(r"^\| (`.*?) \|", text_of(ROOT / "docs" / "evaluation.md"), re.M)
-    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == columns | {"config.*"} | ONLY_SOMETIMES
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} == columns | {
+        "config.*"
+    } | ONLY_SOMETIMES
 
 
 def test_generated_tables_and_pins_are_fresh():
-    done = subprocess.run([sys.executable, "scripts/make_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/make_docs.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
@@ -226,8 +319,10 @@ def test_a_stale_table_is_noticed():
     sys.path.insert(0, str(ROOT / "scripts"))
     from make_docs import with_tables
 
-    stale = "<!-- options: SeedOptions -->\n| `--seed` | 41 |\n<!-- end -->"
-    assert with_tables(stale) != stale == "<!-- options: SeedOptions -->\n| `--seed` | 41 |\n<!-- end -->"
+    stale = "<!-- options: Options -->\n| `--seed` | 41 |\n<!-- end -->"
+    assert (
+        with_tables(stale) != stale == "<!-- options: Options -->\n| `--seed` | 41 |\n<!-- end -->"
+    )
     assert with_tables(with_tables(stale)) == with_tables(stale) and "| 42 |" in with_tables(stale)
 
 
@@ -235,20 +330,28 @@ def test_every_option_is_documented_once():
     tables = [found for page in PAGES for found in GENERATED.findall(text_of(page))]
     assert sorted(group for group, _ in tables) == sorted(group.__name__ for group in OPTION_GROUPS)
     documented = [name for _, table in tables for name in re.findall(r"^\| `--(\w+)`", table, re.M)]
-    assert sorted(documented) == sorted(knobs())
+    assert sorted(documented) == sorted(OPTIONS)
 
 
-@pytest.mark.parametrize("command", [inference, report, benchmark], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "command", [inference, report, benchmark], ids=lambda module: module.__name__
+)
 def test_every_option_of_another_command_stands_on_a_page_about_it(command, capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     options = set(re.findall(r"^  (--\w+)", capsys.readouterr().out, re.M))
-    pages = " ".join(text for page in PAGES[2:] if f"{command.__name__}.py" in (text := text_of(page)))
-    assert options and {option for option in options if not re.search(rf"{option}\b", pages)} == set()
+    pages = " ".join(
+        text for page in PAGES[2:] if f"{command.__name__}.py" in (text := text_of(page))
+    )
+    assert (
+        options and {option for option in options if not re.search(rf"{option}\b", pages)} == set()
+    )
 
 
 def test_the_diagram_shows_every_stage():
-    (diagram,) = (content for language, content in blocks(ROOT / "README.md") if language == "mermaid")
+    (diagram,) = (
+        content for language, content in blocks(ROOT / "README.md") if language == "mermaid"
+    )
     assert set(re.findall(r"\w+", diagram)) >= {*STAGES, "data", "gate", "artifact"}
 
 
@@ -257,8 +360,12 @@ def test_every_option_that_a_page_names_exists():
         others = r"python (report|benchmark|inference|scripts/\w+)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
         of_the_pipeline = re.sub(others, "", text_of(page))
         named = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", of_the_pipeline))
-        ours = re.findall(r"--(\w+)", inference.build_parser().format_help()) if page.stem == "inference" else []
-        assert named <= {*knobs(), *ours, "help"}, page.name
+        ours = (
+            re.findall(r"--(\w+)", inference.build_parser().format_help())
+            if page.stem == "inference"
+            else []
+        )
+        assert named <= {*OPTIONS, *ours, "help"}, page.name
 
 
 def test_a_page_is_one_screen_and_all_are_there():
@@ -266,7 +373,9 @@ def test_a_page_is_one_screen_and_all_are_there():
     for page in PAGES[1:]:
         if page.stem == "log":  # it grows with every experiment
             continue
-        assert len(MEASURED.sub("", GENERATED.sub("", text_of(page))).strip().splitlines()) <= SCREEN, page.name
+        assert (
+            len(MEASURED.sub("", GENERATED.sub("", text_of(page))).strip().splitlines()) <= SCREEN
+        ), page.name
 
 
 def test_every_link_leads_to_a_file():
@@ -279,24 +388,42 @@ def test_requirements_are_pinned_and_each_is_justified():
     pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
     assert pins["torch"] == "2.13.0"
     page = text_of(ROOT / "docs" / "TECHNICAL_DOCS.md")
-    listed = re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (.*?) \|", page.split("## Dependencies")[1], re.M)))
+    listed = re.findall(
+        r"`([^`]+)`", " ".join(re.findall(r"^\| (.*?) \|", page.split("## Dependencies")[1], re.M))
+    )
     assert sorted(listed) == sorted(pins)
 
 
 def test_the_sizes_in_the_readme_are_those_of_the_two_architectures():
     """BanglaBERT is an ELECTRA base of 32,000 tokens; the figures are counts, without and with a head of two labels."""
-    electra = ElectraConfig(vocab_size=32000, embedding_size=768, hidden_size=768, num_hidden_layers=12,
-                            num_attention_heads=12, intermediate_size=3072)  # fmt: skip
+    electra = ElectraConfig(
+        vocab_size=32000,
+        embedding_size=768,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+    )
     with torch.device("meta"):
         teacher = ElectraForSequenceClassification(electra)
         student = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=119547))
-    counts = {name: sum(p.numel() for p in model.parameters())
-              for name, model in (("teacher", teacher), ("student", student), ("electra", teacher.electra),
-                                  ("distilbert", student.distilbert))}  # fmt: skip
+    counts = {
+        name: sum(p.numel() for p in model.parameters())
+        for name, model in (
+            ("teacher", teacher),
+            ("student", student),
+            ("electra", teacher.electra),
+            ("distilbert", student.distilbert),
+        )
+    }
     embedding = student.distilbert.embeddings.word_embeddings.weight.numel()
-    shown = [f"{counts['electra'] / 1e6:.1f} M", f"{4 * counts['teacher'] / 1e6:.0f} MB",
-             f"{counts['distilbert'] / 1e6:.1f} M", f"{4 * counts['student'] / 1e6:.0f} MB",
-             f"{embedding / counts['distilbert']:.0%}".replace("%", " %"),
-             f"{counts['teacher'] / counts['student']:.2f}x"]  # fmt: skip
+    shown = [
+        f"{counts['electra'] / 1e6:.1f} M",
+        f"{4 * counts['teacher'] / 1e6:.0f} MB",
+        f"{counts['distilbert'] / 1e6:.1f} M",
+        f"{4 * counts['student'] / 1e6:.0f} MB",
+        f"{embedding / counts['distilbert']:.0%}".replace("%", " %"),
+        f"{counts['teacher'] / counts['student']:.2f}x",
+    ]
     assert shown == ["110.0 M", "442 MB", "134.7 M", "541 MB", "68 %", "0.82x"]
     assert all(figure in text_of(ROOT / "README.md") for figure in shown)

@@ -16,24 +16,25 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from conftest import quick_measuring
+from measuring import quick_measuring
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from transformers import BertConfig, BertForMaskedLM
 
-import training
-from encoders import train_wordpiece
+from encoders.scratch import train_wordpiece
 from main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 import make_notebook  # noqa: E402
 
+from experiments import checks
+
 SETTINGS = re.findall(r'^    "([A-Z_]+)": ', make_notebook.TEMPLATE.read_text(), re.M)
 TINY = "--pipeline kd_only --student_path teacher:1 --teacher_epochs 1 --epochs 1 --max_length 32 --device cpu"
 QUICK_MAIN = """import sys
 sys.path[:0] = {places}
-from conftest import quick_measuring
+from measuring import quick_measuring
 from main import main
 with quick_measuring(lambda function, *arguments: function(*arguments)):
     sys.exit(main())
@@ -67,8 +68,14 @@ def attach_file(place: Path, tiny_csv: Path, name: str = "comments") -> Path:
 
 def attach_teacher(place: Path, tiny_csv: Path, name: str = "encoder") -> Path:
     tokenizer = train_wordpiece(tiny_csv.read_text().splitlines(), 128)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=1,
-                        intermediate_size=64, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        intermediate_size=64,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     BertForMaskedLM(config).save_pretrained(place / name / "1")
     tokenizer.save_pretrained(place / name / "1")
     return place / name / "1"
@@ -94,10 +101,14 @@ def executed(folder: Path) -> tuple[nbformat.NotebookNode, bool]:
     """The converted notebook after a run in a kernel of its own, and whether it ended."""
     make_notebook.main([str(folder / "kaggle.ipynb")])
     document = nbformat.read(folder / "kaggle.ipynb", as_version=4)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
+    }
     client = NotebookClient(document, timeout=300, resources={"metadata": {"path": str(folder)}})
     try:
-        client.execute(env=environment)  # a kernel under pytest would not show what other processes print
+        client.execute(
+            env=environment
+        )  # a kernel under pytest would not show what other processes print
     except CellExecutionError:
         return document, False
     return document, True
@@ -106,38 +117,64 @@ def executed(folder: Path) -> tuple[nbformat.NotebookNode, bool]:
 def shown(document: nbformat.NotebookNode) -> str:
     """All text that the cells printed, tables and errors in the order of the cells."""
     outputs = [output for cell in document.cells for output in cell.get("outputs", [])]
-    return "\n".join("\n".join(output["traceback"]) if output["output_type"] == "error" else
-                     output["text"] if output["output_type"] == "stream" else
-                     output["data"].get("text/html", "") for output in outputs)  # fmt: skip
+    return "\n".join(
+        "\n".join(output["traceback"])
+        if output["output_type"] == "error"
+        else output["text"]
+        if output["output_type"] == "stream"
+        else output["data"].get("text/html", "")
+        for output in outputs
+    )
 
 
 def test_the_notebook_runs_on_attached_inputs_goes_on_from_earlier_output_and_shows_its_results(
     place, tiny_csv, tmp_path, monkeypatch
 ):
     dataset, teacher = attach_file(place, tiny_csv), attach_teacher(place, tiny_csv)
-    argv = ["--dataset_path", str(dataset), "--teacher_path", str(teacher), "--output_dir", str(place / "session")]
+    argv = [
+        "--dataset_path",
+        str(dataset),
+        "--teacher_path",
+        str(teacher),
+        "--output_dir",
+        str(place / "session"),
+    ]
     with quick_measuring(lambda function, *arguments: function(*arguments)):
         assert main([*argv, *TINY.replace("kd_only", "baseline").split()]) == 0
     monkeypatch.setenv("EXTRA_ARGS", TINY)
     document, ended = executed(tmp_path)
     text = shown(document)
     assert ended, text
-    assert re.search(r"^GPUs: +none\ninternet: no\ninputs: +comments, encoder, session$", text, re.M)
+    assert re.search(
+        r"^GPUs: +none\ninternet: no\ninputs: +comments, encoder, session$", text, re.M
+    )
     assert re.search(r"^linear .*\nteacher .*\nstudent ", text, re.M)
     (results,) = (tmp_path / "working").glob("compressed_models/*/results_final.csv")
     rows = pd.read_csv(results).set_index("stage")
     assert rows.remembered.to_dict() == {"linear": True, "teacher": True, "student": False}
-    (frame,) = (output["data"]["text/html"] for output in document.cells[-1].outputs
-                if output["output_type"] == "display_data")  # fmt: skip
-    assert html.unescape(re.search('srcdoc="(.*?)"', frame, re.S)[1]) == (results.parent / "report.html").read_text()
+    (frame,) = (
+        output["data"]["text/html"]
+        for output in document.cells[-1].outputs
+        if output["output_type"] == "display_data"
+    )
+    assert (
+        html.unescape(re.search('srcdoc="(.*?)"', frame, re.S)[1])
+        == (results.parent / "report.html").read_text()
+    )
 
 
-def test_offline_without_inputs_the_notebook_says_what_to_attach_and_shows_no_traceback(place, tmp_path):
+def test_offline_without_inputs_the_notebook_says_what_to_attach_and_shows_no_traceback(
+    place, tmp_path
+):
     document, ended = executed(tmp_path)
     text = shown(document)
     assert not ended and "Traceback" not in text and "Stop" not in text
-    asked = ["- a labelled file, such as a CSV", "DATASET_PATH", "- a teacher: a folder with config.json",
-             "TEACHER_PATH to scratch:4x256"]  # fmt: skip
+    asked = [
+        "- a labelled file, such as a CSV",
+        "DATASET_PATH",
+        "- a teacher: a folder with config.json",
+        "TEACHER_PATH to scratch:4x256",
+    ]
     assert [words for words in asked if words not in text] == []
     assert not (tmp_path / "working").exists()
 
@@ -158,7 +195,9 @@ def test_the_project_too_is_asked_for(place, monkeypatch):
     monkeypatch.setenv("DATASET_PATH", "some.csv")
     assert ran("KEPT =")["PROJECT"] == str(place / "code")
     monkeypatch.delenv("DATASET_PATH")
-    with pytest.raises(SystemExit, match="set DATASET_PATH to .*code/data/HateSpeech.csv"):  # the sample is no input
+    with pytest.raises(
+        SystemExit, match="set DATASET_PATH to .*code/data/HateSpeech.csv"
+    ):  # the sample is no input
         ran("KEPT =")
 
 
@@ -169,8 +208,12 @@ def test_one_candidate_is_taken_and_several_are_asked_about(place, tiny_csv, mon
     with pytest.raises(SystemExit) as stopped:
         found()
     said = str(stopped.value)
-    assert re.search(rf"set DATASET_PATH in the first cell to one of them:\n +{one}\n +{other}\n", said)
-    assert re.search(rf"set TEACHER_PATH in the first cell to one of them:\n +{teacher}\n +{second}$", said)
+    assert re.search(
+        rf"set DATASET_PATH in the first cell to one of them:\n +{one}\n +{other}\n", said
+    )
+    assert re.search(
+        rf"set TEACHER_PATH in the first cell to one of them:\n +{teacher}\n +{second}$", said
+    )
     monkeypatch.setenv("DATASET_PATH", str(other))
     monkeypatch.setenv("TEACHER_PATH", "scratch:1x64")
     assert found() == (str(other), "scratch:1x64", "")
@@ -193,7 +236,11 @@ def test_a_dataset_named_models_hides_no_other_input(place, tiny_csv):
     (place / "comments" / "comments.tsv.gz").touch()
     attach_teacher(place / "models" / "run", tiny_csv, "teacher")
     (place / "models" / "run" / "config.yaml").touch()
-    assert found() == (str(place / "comments" / "comments.tsv.gz"), str(teacher), str(place / "models"))
+    assert found() == (
+        str(place / "comments" / "comments.tsv.gz"),
+        str(teacher),
+        str(place / "models"),
+    )
 
 
 def test_a_folder_that_is_no_project_is_named(place, tiny_csv, monkeypatch):
@@ -214,15 +261,25 @@ def attach_wheel(place: Path, requires: str = "") -> None:
     (place / "wheels").mkdir(exist_ok=True)
     with zipfile.ZipFile(place / "wheels" / "odd_package-1.0-py3-none-any.whl", "w") as wheel:
         about = "odd_package-1.0.dist-info"
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: odd-package\nVersion: 1.0\n{requires}")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{about}/METADATA",
+            f"Metadata-Version: 2.1\nName: odd-package\nVersion: 1.0\n{requires}",
+        )
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{about}/RECORD", "")
 
 
 def test_on_kaggle_packages_are_installed_beside_a_torch_that_stays(place, monkeypatch, tmp_path):
     (tmp_path / "project" / "requirements-kaggle.txt").write_text("# pins\nodd_package==1.0\n")
-    settings = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive", "DATASET_PATH": "a.csv", "TEACHER_PATH": "scratch:1x64",
-                "PIP_DRY_RUN": "1", "PIP_CONFIG_FILE": os.devnull}  # fmt: skip
+    settings = {
+        "KAGGLE_KERNEL_RUN_TYPE": "Interactive",
+        "DATASET_PATH": "a.csv",
+        "TEACHER_PATH": "scratch:1x64",
+        "PIP_DRY_RUN": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match="this image lacks odd_package==1.0"):
@@ -230,7 +287,9 @@ def test_on_kaggle_packages_are_installed_beside_a_torch_that_stays(place, monke
     attach_wheel(place)
     ran("def launcher")
     attach_wheel(place, "Requires-Dist: torch==0.1\n")
-    with pytest.raises(SystemExit, match="could not install them beside the image's torch") as stopped:
+    with pytest.raises(
+        SystemExit, match="could not install them beside the image's torch"
+    ) as stopped:
         ran("def launcher")
     assert f"(constraint) torch=={torch.__version__}" in str(stopped.value)
 
@@ -246,20 +305,30 @@ def test_two_gpus_get_a_process_each_and_one_or_none_a_plain_start(place, monkey
     monkeypatch.setenv("DATASET_PATH", "a.csv")
     monkeypatch.setenv("TEACHER_PATH", "scratch:1x64")
     names = ran("def launcher")
-    (cell,) = (cell.source for cell in jupytext.read(make_notebook.TEMPLATE).cells if "def launcher" in cell.source)
+    (cell,) = (
+        cell.source
+        for cell in jupytext.read(make_notebook.TEMPLATE).cells
+        if "def launcher" in cell.source
+    )
     exec(cell.split("ARGV =")[0], names)
     assert names["launcher"](0) == names["launcher"](1) == [sys.executable]
     program, _, module, *words = names["launcher"](2)
     assert (program, module) == (sys.executable, "accelerate.commands.launch")
     options = launch_command_parser().parse_args([*words, "main.py", "--pipeline", "kd_only"])
-    assert (options.multi_gpu, options.num_processes, options.training_script) == (True, 2, "main.py")
+    assert (options.multi_gpu, options.num_processes, options.training_script) == (
+        True,
+        2,
+        "main.py",
+    )
 
 
-@pytest.mark.parametrize("card, capability, precision", [("P100", (6, 0), "fp16"), ("T4", (7, 5), "fp16"),
-                                                         ("A100", (8, 0), "bf16")])  # fmt: skip
+@pytest.mark.parametrize(
+    "card, capability, precision",
+    [("P100", (6, 0), "fp16"), ("T4", (7, 5), "fp16"), ("A100", (8, 0), "bf16")],
+)
 def test_a_card_without_bf16_trains_in_fp16(card, capability, precision, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert training.resolve_precision("auto", "cuda") == precision
+    assert checks.resolve_precision("auto", "cuda") == precision
 
 
 def test_the_conversion_is_the_same_to_the_byte_and_holds_every_cell(tmp_path):
@@ -269,5 +338,7 @@ def test_the_conversion_is_the_same_to_the_byte_and_holds_every_cell(tmp_path):
     document = nbformat.read(tmp_path / "one.ipynb", as_version=4)
     nbformat.validate(document)
     cells = re.split(r"^# %%.*\n", make_notebook.TEMPLATE.read_text(), flags=re.M)[1:]
-    assert [cell.source for cell in document.cells if cell.cell_type == "code"] == [cell.strip() for cell in cells[1:]]
+    assert [cell.source for cell in document.cells if cell.cell_type == "code"] == [
+        cell.strip() for cell in cells[1:]
+    ]
     assert json.loads((tmp_path / "one.ipynb").read_text())["metadata"] == make_notebook.METADATA

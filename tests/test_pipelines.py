@@ -14,23 +14,41 @@ import pytest
 import zstandard
 from safetensors.torch import load_file
 
-from compression_config import PIPELINES, DataOptions, Options
+from compression_config import PIPELINES, Options
 from data import load_splits
-from encoders import Task
-from experiment import Experiment
+from experiments.experiment import Experiment
 from quantization import QUANTIZERS
+from task import Task
 
 METHODS = {"prune": ("magnitude", "wanda"), "quantize": ("fp16", "dynamic", "static", "int4")}
-SMALL = ["--teacher_path", "scratch:2x64", "--student_path", "teacher:1", "--teacher_epochs", "4", "--epochs", "2",
-         "--fine_tune_epochs", "1", "--max_length", "32", "--device", "cpu", "--calibration_samples", "16"]  # fmt: skip
+SMALL = [
+    "--teacher_path",
+    "scratch:2x64",
+    "--student_path",
+    "teacher:1",
+    "--teacher_epochs",
+    "4",
+    "--epochs",
+    "2",
+    "--fine_tune_epochs",
+    "1",
+    "--max_length",
+    "32",
+    "--device",
+    "cpu",
+    "--calibration_samples",
+    "16",
+]
 
 
 def chains() -> list[tuple[str, str, str]]:
     """Every distinct (pipeline, prune method, quantization): a method only where its stage runs."""
-    return [(pipeline, prune, quant)
-            for pipeline, stages in PIPELINES.items()
-            for prune in (METHODS["prune"] if "prune" in stages else ("magnitude",))
-            for quant in (METHODS["quantize"] if "quantize" in stages else ("fp16",))]  # fmt: skip
+    return [
+        (pipeline, prune, quant)
+        for pipeline, stages in PIPELINES.items()
+        for prune in (METHODS["prune"] if "prune" in stages else ("magnitude",))
+        for quant in (METHODS["quantize"] if "quantize" in stages else ("fp16",))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +60,29 @@ def output(tmp_path_factory) -> Path:
 def read(output: Path, name: str) -> tuple[dict, list[dict]]:
     directory = output / "compressed_models" / name
     with (directory / "results_final.csv").open(newline="", encoding="utf-8") as file:
-        return json.loads((directory / "results_final.json").read_text()), list(csv.DictReader(file))
+        return json.loads((directory / "results_final.json").read_text()), list(
+            csv.DictReader(file)
+        )
 
 
 @pytest.mark.parametrize("pipeline, prune, quant", chains())
 def test_chain(pipeline, prune, quant, run_main, tiny_csv, output, capsys):
     name = f"{pipeline}-{prune}-{quant}"
-    argv = ["--pipeline", pipeline, "--prune_method", prune, "--quant_method", quant, "--dataset_path", str(tiny_csv),
-            "--output_dir", str(output), "--experiment", name, *SMALL]  # fmt: skip
+    argv = [
+        "--pipeline",
+        pipeline,
+        "--prune_method",
+        prune,
+        "--quant_method",
+        quant,
+        "--dataset_path",
+        str(tiny_csv),
+        "--output_dir",
+        str(output),
+        "--experiment",
+        name,
+        *SMALL,
+    ]
     assert run_main(argv) == 0
     document, rows = read(output, name)
     assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["Stage", "Size", "(MB)"]
@@ -60,7 +93,11 @@ def test_chain(pipeline, prune, quant, run_main, tiny_csv, output, capsys):
 
 def expected_rows(pipeline: str, quant: str) -> list[str]:
     rows = ["linear", "teacher"]
-    rows += [{"distill": "student", "prune": "pruned"}[stage] for stage in PIPELINES[pipeline] if stage != "quantize"]
+    rows += [
+        {"distill": "student", "prune": "pruned"}[stage]
+        for stage in PIPELINES[pipeline]
+        if stage != "quantize"
+    ]
     if "quantize" in PIPELINES[pipeline]:
         rows += [quant + ("-onnx" if engine == "onnx" else "") for engine in QUANTIZERS[quant]]
     return rows
@@ -78,20 +115,28 @@ def check_rows(rows: list[dict], stages: tuple[str, ...], output: Path) -> None:
         assert 0 <= row["macro_f1"] <= 1 and row["latency_ms_p50"] <= row["latency_ms_p95"]
     assert by_stage["teacher"]["agreement"] == by_stage["teacher"]["compression_ratio"] == 1
     final = rows[-1]
-    assert final["compression_ratio"] == pytest.approx(by_stage["teacher"]["bytes"] / final["bytes"])
+    assert final["compression_ratio"] == pytest.approx(
+        by_stage["teacher"]["bytes"] / final["bytes"]
+    )
     if "prune" in stages:
         assert by_stage["pruned"]["sparsity"] == pytest.approx(0.4, abs=0.01)
         assert final["sparsity"] >= by_stage["pruned"]["sparsity"] - 1e-9
 
 
 def test_every_row_is_measured_on_the_test_rows_alone(output, tiny_csv):
-    wanted = load_splits(DataOptions(dataset_path=str(tiny_csv)))[0]["test"]["id"][:]
-    found = [pd.read_parquet(path)["id"].tolist() for path in output.glob("models/*/predictions/*.parquet")]
+    wanted = load_splits(Options(dataset_path=str(tiny_csv)))[0]["test"]["id"][:]
+    found = [
+        pd.read_parquet(path)["id"].tolist()
+        for path in output.glob("models/*/predictions/*.parquet")
+    ]
     assert found and all(ids == wanted for ids in found)
 
 
 def test_stages_in_common_are_made_once(output):
-    made = [json.loads(path.read_text())["fingerprint"] for path in output.glob("models/*/teacher/stage.json")]
+    made = [
+        json.loads(path.read_text())["fingerprint"]
+        for path in output.glob("models/*/teacher/stage.json")
+    ]
     assert len(set(made)) == 1 and len(made) > 20
     inodes = {path.stat().st_ino for path in output.glob("models/*/teacher/model.safetensors")}
     assert len(inodes) == 1
@@ -112,44 +157,98 @@ def test_no_partial_folder_is_left(output):
 def test_a_fresh_process_reloads_every_final_form_as_evaluated(output):
     """Plain transformers for what it reads, and plain `pipeline` on raw texts for the table's decisions."""
     checker = Path(__file__).parent / "reload_artifacts.py"
-    done = subprocess.run([sys.executable, checker, output], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, checker, output], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"{len(chains()) + sum('dynamic' in chain for chain in chains())} forms" in done.stdout
 
 
 def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output):
-    argv = ["--pipeline", "kd_prune_quant", "--dataset_path", str(tiny_csv), "--output_dir", str(output / "shapes"),
-            "--trim_vocab", "used", "--ffn_width", "0.5", "--prune_schedule", "cubic", "--quant_method", "dynamic",
-            "--kd_baseline", "--experiment", "run", *SMALL]  # fmt: skip
+    argv = [
+        "--pipeline",
+        "kd_prune_quant",
+        "--dataset_path",
+        str(tiny_csv),
+        "--output_dir",
+        str(output / "shapes"),
+        "--trim_vocab",
+        "used",
+        "--ffn_width",
+        "0.5",
+        "--prune_schedule",
+        "cubic",
+        "--quant_method",
+        "dynamic",
+        "--kd_baseline",
+        "--experiment",
+        "run",
+        *SMALL,
+    ]
     assert run_main(argv) == 0
     document, _ = read(output / "shapes", "run")
     rows = {row["stage"]: row for row in document["rows"]}
-    assert list(rows) == ["linear", "teacher", "start", "trimmed", "narrowed", "student_plain", "student", "pruned",
-                          "dynamic", "dynamic-onnx"]  # fmt: skip
+    assert list(rows) == [
+        "linear",
+        "teacher",
+        "start",
+        "trimmed",
+        "narrowed",
+        "student_plain",
+        "student",
+        "pruned",
+        "dynamic",
+        "dynamic-onnx",
+    ]
     assert rows["start"]["bytes"] > rows["trimmed"]["bytes"] > rows["narrowed"]["bytes"]
-    shapes = {json.loads((Path(rows[name]["directory"]) / "config.json").read_text())["intermediate_size"]
-              for name in ("narrowed", "student_plain", "student", "pruned")}  # fmt: skip
+    shapes = {
+        json.loads((Path(rows[name]["directory"]) / "config.json").read_text())["intermediate_size"]
+        for name in ("narrowed", "student_plain", "student", "pruned")
+    }
     assert shapes == {128} and rows["student"]["parameters"] == rows["narrowed"]["parameters"]
-    assert [rows[name]["parent"] for name in ("trimmed", "student", "pruned")] == ["start", "teacher", "student"]
+    assert [rows[name]["parent"] for name in ("trimmed", "student", "pruned")] == [
+        "start",
+        "teacher",
+        "student",
+    ]
     assert rows["dynamic-onnx"]["sparsity"] >= rows["pruned"]["sparsity"] >= 0.39
 
 
 @pytest.mark.parametrize("method", ["static", "dynamic"])
 def test_the_artifact_holds_every_form_as_it_was_measured(method, run_main, tiny_csv, output):
-    argv = ["--pipeline", "kd_quant", "--dataset_path", str(tiny_csv), "--output_dir", str(output), "--quant_method",
-            method, "--export", "onnx", "--experiment", f"both-{method}", *SMALL]  # fmt: skip
+    argv = [
+        "--pipeline",
+        "kd_quant",
+        "--dataset_path",
+        str(tiny_csv),
+        "--output_dir",
+        str(output),
+        "--quant_method",
+        method,
+        "--export",
+        "onnx",
+        "--experiment",
+        f"both-{method}",
+        *SMALL,
+    ]
     assert run_main(argv) == 0
     document, _ = read(output, f"both-{method}")
     shipped = output / "compressed_models" / f"both-{method}"
     record = json.loads((shipped / "stage.json").read_text())
     for row in document["rows"]:
         if row["stage"] in record["forms"]:
-            (graph,) = (name for name in row["files"].split() if name.endswith((".onnx", ".safetensors")))
-            assert (shipped / graph).read_bytes() == (Path(row["directory"]) / graph).read_bytes(), row["stage"]
+            (graph,) = (
+                name for name in row["files"].split() if name.endswith((".onnx", ".safetensors"))
+            )
+            assert (shipped / graph).read_bytes() == (
+                Path(row["directory"]) / graph
+            ).read_bytes(), row["stage"]
     assert {f"{method}-onnx", "onnx-int8", "onnx-static", "onnx-int4"} <= set(record["forms"])
 
 
-@pytest.mark.parametrize("file, stem", [("my comments (1).final.csv", "my_comments__1_"), ("মন্তব্য-২.csv", "মন্তব্য-২")])
+@pytest.mark.parametrize(
+    "file, stem", [("my comments (1).final.csv", "my_comments__1_"), ("মন্তব্য-২.csv", "মন্তব্য-২")]
+)
 def test_a_run_is_named_after_its_file_and_a_shell_reads_nothing_into_it(file, stem):
     options = replace(Options(), pipeline="kd_only", dataset_path=f"some where/{file}")
     name = Experiment.default_name(SimpleNamespace(task=Task(("0", "1"), False)), options, [])
@@ -157,34 +256,76 @@ def test_a_run_is_named_after_its_file_and_a_shell_reads_nothing_into_it(file, s
 
 
 def test_without_distillation_the_teacher_itself_is_shrunk(run_main, tiny_csv, output):
-    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(output / "shapes"), "--trim_vocab", "auto", *SMALL]
-    assert run_main([*argv, "--pipeline", "prune_only", "--ffn_width", "96", "--experiment", "pruned"]) == 0
+    argv = [
+        "--dataset_path",
+        str(tiny_csv),
+        "--output_dir",
+        str(output / "shapes"),
+        "--trim_vocab",
+        "auto",
+        *SMALL,
+    ]
+    assert (
+        run_main([*argv, "--pipeline", "prune_only", "--ffn_width", "96", "--experiment", "pruned"])
+        == 0
+    )
     assert run_main([*argv, "--pipeline", "quant_only", "--experiment", "quantized"]) == 0
-    stages = [[row["stage"] for row in read(output / "shapes", name)[0]["rows"]] for name in ("pruned", "quantized")]
-    assert stages == [["linear", "teacher", "trimmed", "narrowed", "pruned"], ["linear", "teacher", "trimmed", "fp16"]]
+    stages = [
+        [row["stage"] for row in read(output / "shapes", name)[0]["rows"]]
+        for name in ("pruned", "quantized")
+    ]
+    assert stages == [
+        ["linear", "teacher", "trimmed", "narrowed", "pruned"],
+        ["linear", "teacher", "trimmed", "fp16"],
+    ]
 
 
 def test_the_bundle_holds_the_artifact_and_shows_what_zeros_are_worth(output):
     artifact = output / "compressed_models" / "kd_prune-wanda-fp16"
     document, _ = read(output, artifact.name)
     rows = {row["stage"]: row for row in document["rows"]}
-    with (zstandard.open(f"{artifact}.tar.zst", "rb") as packed,
-          tarfile.open(fileobj=packed, mode="r|") as bundle):  # fmt: skip
+    with (
+        zstandard.open(f"{artifact}.tar.zst", "rb") as packed,
+        tarfile.open(fileobj=packed, mode="r|") as bundle,
+    ):
         held = {entry.name: bundle.extractfile(entry).read() for entry in bundle}
-    assert held == {f"{artifact.name}/{path.relative_to(artifact)}": path.read_bytes()
-                    for path in artifact.rglob("*") if path.is_file()}  # fmt: skip
+    assert held == {
+        f"{artifact.name}/{path.relative_to(artifact)}": path.read_bytes()
+        for path in artifact.rglob("*")
+        if path.is_file()
+    }
     assert rows["pruned"]["bytes"] == pytest.approx(rows["student"]["bytes"], rel=1e-3)
     assert rows["pruned"]["packed_bytes"] < 0.9 * rows["student"]["packed_bytes"]
-    assert rows["pruned"]["packed_ratio"] == rows["teacher"]["packed_bytes"] / rows["pruned"]["packed_bytes"]
+    assert (
+        rows["pruned"]["packed_ratio"]
+        == rows["teacher"]["packed_bytes"] / rows["pruned"]["packed_bytes"]
+    )
 
 
 def test_multi_label_from_loss_to_table(run_main, tiny_multilabel_csv, output):
-    argv = ["--pipeline", "kd_prune_quant", "--quant_method", "dynamic", "--dataset_path", str(tiny_multilabel_csv),
-            "--class_weights", "balanced", "--output_dir", str(output / "multi"), "--experiment", "run",
-            *SMALL]  # fmt: skip
+    argv = [
+        "--pipeline",
+        "kd_prune_quant",
+        "--quant_method",
+        "dynamic",
+        "--dataset_path",
+        str(tiny_multilabel_csv),
+        "--class_weights",
+        "balanced",
+        "--output_dir",
+        str(output / "multi"),
+        "--experiment",
+        "run",
+        *SMALL,
+    ]
     assert run_main(argv) == 0
     document, rows = read(output / "multi", "run")
     assert document["problem_type"] == "multi_label_classification"
     assert {"f1.rude", "precision.ad", "recall.threat"} <= set(rows[0])
-    config = json.loads((output / "multi" / "models" / "run" / "teacher" / "config.json").read_text())
-    assert config["problem_type"] == "multi_label_classification" and config["id2label"]["2"] == "threat"
+    config = json.loads(
+        (output / "multi" / "models" / "run" / "teacher" / "config.json").read_text()
+    )
+    assert (
+        config["problem_type"] == "multi_label_classification"
+        and config["id2label"]["2"] == "threat"
+    )

@@ -9,34 +9,54 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import sentence
+from builders import sentence
 from safetensors.torch import load_file
 
-import ranks
 from compression_config import Options, UserError
-from experiment import check_processes
+from experiments.checks import check_processes
+from runtime import distributed
 
 ROOT = Path(__file__).parent.parent
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+ACCELERATE = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+]
 
 
 def run(command: list[str]) -> str:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def test_a_process_alone_is_the_first_of_one():
-    assert ranks.process_count() == 1 and ranks.is_first() and ranks.told_by_first(lambda: 3) == 3
-    ranks.wait()
+    assert (
+        distributed.process_count() == 1
+        and distributed.is_main_process()
+        and distributed.broadcast_from_main(lambda: 3) == 3
+    )
+    distributed.wait_for_everyone()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"--batch is 32, but must be a multiple of 3 \(processes\) times 1"):
+    with pytest.raises(
+        UserError, match=r"--batch is 32, but must be a multiple of 3 \(processes\) times 1"
+    ):
         check_processes(Options())
 
 
@@ -59,26 +79,64 @@ def rows_of(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("student, stages", [
-    (["--student_path", "teacher:1", "--trim_vocab", "used", "--ffn_width", "0.5"],
-     ["linear", "teacher", "start", "trimmed", "narrowed", "student", "pruned", "fp16"]),
-    (["--student_path", "scratch:1x64", "--student_tokenizer", "teacher", "--kd_method", "hidden"],
-     ["linear", "teacher", "student", "pruned", "fp16"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "student, stages",
+    [
+        (
+            ["--student_path", "teacher:1", "--trim_vocab", "used", "--ffn_width", "0.5"],
+            ["linear", "teacher", "start", "trimmed", "narrowed", "student", "pruned", "fp16"],
+        ),
+        (
+            [
+                "--student_path",
+                "scratch:1x64",
+                "--student_tokenizer",
+                "teacher",
+                "--kd_method",
+                "hidden",
+            ],
+            ["linear", "teacher", "student", "pruned", "fp16"],
+        ),
+    ],
+)
 def test_two_processes_end_where_one_does(student, stages, tmp_path):
     rng = random.Random(0)
     rows = [(sentence(rng, i % 2) + f" {i}", i % 2) for i in range(600)]
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "rows.csv", index=False)
-    options = ["main.py", "--dataset_path", str(tmp_path / "rows.csv"), "--experiment", "run", "--lr", "2e-3",
-               "--teacher_path", "scratch:1x128", "--teacher_epochs", "4", "--epochs", "4", "--teacher_lr", "2e-3",
-               "--fine_tune_epochs", "1", *student, "--batch", "16", "--max_length", "32", "--output_dir"]  # fmt: skip
+    options = [
+        "main.py",
+        "--dataset_path",
+        str(tmp_path / "rows.csv"),
+        "--experiment",
+        "run",
+        "--lr",
+        "2e-3",
+        "--teacher_path",
+        "scratch:1x128",
+        "--teacher_epochs",
+        "4",
+        "--epochs",
+        "4",
+        "--teacher_lr",
+        "2e-3",
+        "--fine_tune_epochs",
+        "1",
+        *student,
+        "--batch",
+        "16",
+        "--max_length",
+        "32",
+        "--output_dir",
+    ]
     run([sys.executable, *options, str(tmp_path / "one")])
     printed = run([*ACCELERATE, *options, str(tmp_path / "two")])
     assert printed.count("Stage") == 1  # one process speaks
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert list(one) == list(two) == stages
     trained = ("linear", "teacher", "student", "pruned", "fp16")
-    assert [one[name] for name in trained] == pytest.approx([two[name] for name in trained], abs=TOLERANCE)
+    assert [one[name] for name in trained] == pytest.approx(
+        [two[name] for name in trained], abs=TOLERANCE
+    )
     assert min(two[name] for name in trained) > 0.9
     run_dir = tmp_path / "two" / "models" / "run"
     assert json.loads((run_dir / "teacher" / "stage.json").read_text())["processes"] == 2

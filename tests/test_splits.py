@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compression_config import DataOptions, UserError
-from data import label_array, load_splits, split_rows, usable
-from labelled import read_labelled, text_key
+from compression_config import Options, UserError
+from corpus.columns import read_corpus, text_key
+from data import drop_unusable_rows, label_array, load_splits, split_corpus
 
 
-def write(tmp_path, **columns) -> DataOptions:
+def write(tmp_path, **columns) -> Options:
     path = tmp_path / "file.csv"
     pd.DataFrame(columns).to_csv(path, index=False)
-    return DataOptions(dataset_path=str(path))
+    return Options(dataset_path=str(path))
 
 
 def texts(count: int) -> list[str]:
@@ -28,17 +28,28 @@ def texts(count: int) -> list[str]:
 
 def keys(splits) -> dict[str, set[str]]:
     """Texts by split, white space folded by the test's own hand."""
-    return {name: {" ".join(text.split()) for text in split["text"]} for name, split in splits.items()}
+    return {
+        name: {" ".join(text.split()) for text in split["text"]} for name, split in splits.items()
+    }
 
 
 def test_splits_are_disjoint_stratified_and_repeatable(tmp_path):
     options = write(tmp_path, text=texts(400), label=[int(i % 4 == 0) for i in range(400)])
     splits, task, columns = load_splits(options)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 280, "validation": 40, "test": 80}
-    assert task.labels == ("0", "1") and columns == {"text_column": "text", "label_columns": ("label",)}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 280,
+        "validation": 40,
+        "test": 80,
+    }
+    assert task.labels == ("0", "1") and columns == {
+        "text_column": "text",
+        "label_columns": ("label",),
+    }
     found = keys(splits)
     assert not found["train"] & found["test"] and not found["train"] & found["validation"]
-    assert all(label_array(split).mean() == pytest.approx(0.25, abs=0.02) for split in splits.values())
+    assert all(
+        label_array(split).mean() == pytest.approx(0.25, abs=0.02) for split in splits.values()
+    )
     again, _, _ = load_splits(options)
     assert all(again[name]["id"] == splits[name]["id"] for name in splits)
 
@@ -67,13 +78,20 @@ def test_the_files_own_split_is_honoured_and_its_leaks_dropped(tmp_path):
     split = ["train"] * 100 + ["dev"] * 20 + ["test"] * 20
     body = texts(140)
     body[0] = body[139]
-    splits, _, _ = load_splits(write(tmp_path, text=body, label=[i % 2 for i in range(139)] + [0], split=split))
+    splits, _, _ = load_splits(
+        write(tmp_path, text=body, label=[i % 2 for i in range(139)] + [0], split=split)
+    )
     assert splits["test"]["id"][:] == list(range(120, 140)) and len(splits["validation"]) == 20
     assert 0 not in splits["train"]["id"][:]
 
 
 def test_a_file_with_only_a_test_split_gets_its_validation_from_training(tmp_path):
-    options = write(tmp_path, text=texts(200), label=[i % 2 for i in range(200)], split=["train"] * 150 + ["test"] * 50)
+    options = write(
+        tmp_path,
+        text=texts(200),
+        label=[i % 2 for i in range(200)],
+        split=["train"] * 150 + ["test"] * 50,
+    )
     splits, _, _ = load_splits(options)
     assert splits["test"]["id"][:] == list(range(150, 200))
     assert len(splits["validation"]) == 15
@@ -81,10 +99,13 @@ def test_a_file_with_only_a_test_split_gets_its_validation_from_training(tmp_pat
 
 def test_data_fraction_touches_training_rows_alone(tmp_path):
     whole = write(tmp_path, text=texts(400), label=[i % 2 for i in range(400)])
-    part = DataOptions(dataset_path=whole.dataset_path, data_fraction=0.5)
+    part = Options(dataset_path=whole.dataset_path, data_fraction=0.5)
     many, few = load_splits(whole)[0], load_splits(part)[0]
     assert len(few["train"]) == len(many["train"]) // 2
-    assert few["test"]["id"][:] == many["test"]["id"][:] and few["validation"]["id"][:] == many["validation"]["id"][:]
+    assert (
+        few["test"]["id"][:] == many["test"]["id"][:]
+        and few["validation"]["id"][:] == many["validation"]["id"][:]
+    )
 
 
 def test_several_flag_columns_are_one_multi_label_task(tmp_path):
@@ -98,7 +119,9 @@ def test_several_flag_columns_are_one_multi_label_task(tmp_path):
 
 def test_classes_may_be_words(tmp_path):
     names = ["spam", "ham", "eggs"]
-    splits, task, _ = load_splits(write(tmp_path, text=texts(300), kind=[names[i % 3] for i in range(300)]))
+    splits, task, _ = load_splits(
+        write(tmp_path, text=texts(300), kind=[names[i % 3] for i in range(300)])
+    )
     assert task.labels == ("eggs", "ham", "spam")
     row = splits["test"][0]
     assert task.labels[row["label"]] == names[row["id"] % 3]
@@ -106,8 +129,13 @@ def test_classes_may_be_words(tmp_path):
 
 def test_dates_and_keys_are_no_texts(tmp_path):
     dates = [f"2024-05-{1 + i % 28:02d}T10:{i // 28:02d}:00Z" for i in range(100)]
-    labelled = write(tmp_path, date=dates, key=[f"#{i}-7 x" for i in range(10, 110)], body=texts(100),
-                     **{"is it?": ["no", "yes"] * 50})  # fmt: skip
+    labelled = write(
+        tmp_path,
+        date=dates,
+        key=[f"#{i}-7 x" for i in range(10, 110)],
+        body=texts(100),
+        **{"is it?": ["no", "yes"] * 50},
+    )
     assert load_splits(labelled)[2] == {"text_column": "body", "label_columns": ("is it?",)}
 
 
@@ -118,27 +146,50 @@ def test_rows_without_text_or_label_are_dropped(tmp_path):
     assert sum(len(split) for split in splits.values()) == 98 and task.labels == ("0", "1")
 
 
-@pytest.mark.parametrize("columns, said", [
-    ({"text": texts(40), "a": [0, 1, 2, 3] * 10, "b": [0, 1] * 20}, "several candidates (a, b)"),
-    ({"text": texts(40), "other": texts(40), "label": [0, 1] * 20}, "several candidates (text, other)"),
-    ({"text": texts(40)}, "--label_columns is needed"),
-    ({"text": [None, ""] * 20 + texts(20), "label": [0, 1] * 30}, "40 of 60 rows lack a text or a label"),
-    ({"text": texts(4), "label": [0, 1] * 2}, "has 2 texts, too few to hold out 20%"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        (
+            {"text": texts(40), "a": [0, 1, 2, 3] * 10, "b": [0, 1] * 20},
+            "several candidates (a, b)",
+        ),
+        (
+            {"text": texts(40), "other": texts(40), "label": [0, 1] * 20},
+            "several candidates (text, other)",
+        ),
+        ({"text": texts(40)}, "--label_columns is needed"),
+        (
+            {"text": [None, ""] * 20 + texts(20), "label": [0, 1] * 30},
+            "40 of 60 rows lack a text or a label",
+        ),
+        ({"text": texts(4), "label": [0, 1] * 2}, "has 2 texts, too few to hold out 20%"),
+    ],
+)
 def test_doubtful_files_are_refused_in_one_line(tmp_path, columns, said):
     with pytest.raises(UserError) as caught:
         load_splits(write(tmp_path, **columns))
-    assert len(caught.value.lines) == 1 and said in caught.value.lines[0] and "\n" not in caught.value.lines[0]
+    assert (
+        len(caught.value.lines) == 1
+        and said in caught.value.lines[0]
+        and "\n" not in caught.value.lines[0]
+    )
 
 
 def test_validation_and_test_files_are_taken_as_they_are_and_their_leaks_dropped(tmp_path):
     write(tmp_path, text=texts(100), label=[i % 2 for i in range(100)])
     for name, start in (("validation", 90), ("test", 110)):
-        rows = {"text": [f"comment number {i}" for i in range(start, start + 20)], "label": [0, 1] * 10}
+        rows = {
+            "text": [f"comment number {i}" for i in range(start, start + 20)],
+            "label": [0, 1] * 10,
+        }
         pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
-    splits, _, _ = load_splits(DataOptions(
-        dataset_path=str(tmp_path / "file.csv"), validation_path=str(tmp_path / "validation.csv"),
-        test_path=str(tmp_path / "test.csv")))  # fmt: skip
+    splits, _, _ = load_splits(
+        Options(
+            dataset_path=str(tmp_path / "file.csv"),
+            validation_path=str(tmp_path / "validation.csv"),
+            test_path=str(tmp_path / "test.csv"),
+        )
+    )
     assert splits.num_rows == {"train": 90, "validation": 20, "test": 20}
     assert splits["test"]["text"][0] == "comment number 110" and splits["test"]["id"][0] == 120
 
@@ -146,14 +197,16 @@ def test_validation_and_test_files_are_taken_as_they_are_and_their_leaks_dropped
 def test_folds_are_disjoint_tests_that_cover_every_text_and_share_the_rates(tmp_path):
     body = texts(300) + [f" comment  number {i}" for i in range(30)]
     write(tmp_path, text=body, label=[int(i % 300 % 3 == 0) for i in range(330)])
-    options = DataOptions(dataset_path=str(tmp_path / "file.csv"), num_folds=5)
-    labelled = usable(read_labelled(options))
-    folds = [split_rows(labelled, options, fold) for fold in range(5)]
+    options = Options(dataset_path=str(tmp_path / "file.csv"), num_folds=5)
+    labelled = drop_unusable_rows(read_corpus(options))
+    folds = [split_corpus(labelled, options, fold) for fold in range(5)]
     tests = [set(fold["test"]["id"]) for fold in folds]
     assert sum(map(len, tests)) == 330 and set().union(*tests) == set(range(330))
     for fold in folds:
         found = keys(fold)
-        assert not found["test"] & found["train"] and not found["validation"] & (found["train"] | found["test"])
+        assert not found["test"] & found["train"] and not found["validation"] & (
+            found["train"] | found["test"]
+        )
         assert len(found["validation"]) == pytest.approx(30, abs=1) and len(found["test"]) == 60
         assert label_array(fold["test"]).mean() == pytest.approx(1 / 3, abs=0.05)
 
@@ -161,7 +214,9 @@ def test_folds_are_disjoint_tests_that_cover_every_text_and_share_the_rates(tmp_
 def test_groups_are_spread_over_the_splits(tmp_path):
     group = ["rare" if i % 10 == 0 else "common" for i in range(400)]
     write(tmp_path, text=texts(400), label=[i // 10 % 2 for i in range(400)], group=group)
-    splits, _, _ = load_splits(DataOptions(dataset_path=str(tmp_path / "file.csv"), group_column="group"))
+    splits, _, _ = load_splits(
+        Options(dataset_path=str(tmp_path / "file.csv"), group_column="group")
+    )
     assert [list(split["group"]).count("rare") for split in splits.values()] == [28, 4, 8]
 
 
@@ -171,29 +226,46 @@ def labelled_files():
     return st.tuples(sizes, st.floats(0, 0.8), st.integers(0, 2**31), st.booleans())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(labelled_files())
 def test_any_file_is_split_without_overlap_or_loss_at_its_own_rates(tmp_path, drawn):
     sizes, copied, seed, folded = drawn
     rng = random.Random(seed)
-    rows = [(f"text {label} {i}", f"class {label}") for label, size in enumerate(sizes) for i in range(size)]
-    rows += [(f" {text.replace(' ', '  ')}\u200b", label) for text, label in rows if rng.random() < copied]
+    rows = [
+        (f"text {label} {i}", f"class {label}")
+        for label, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    rows += [
+        (f" {text.replace(' ', '  ')}\u200b", label)
+        for text, label in rows
+        if rng.random() < copied
+    ]
     rng.shuffle(rows)
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "file.csv", index=False)
-    options = DataOptions(dataset_path=str(tmp_path / "file.csv"), text_column="text", label_columns=("label",),
-                          seed=seed, num_folds=3 if folded else None)  # fmt: skip
-    labelled = usable(read_labelled(options))
-    splits = split_rows(labelled, options, 1 if folded else None)
+    options = Options(
+        dataset_path=str(tmp_path / "file.csv"),
+        text_column="text",
+        label_columns=("label",),
+        seed=seed,
+        num_folds=3 if folded else None,
+    )
+    labelled = drop_unusable_rows(read_corpus(options))
+    splits = split_corpus(labelled, options, 1 if folded else None)
     ids = [i for split in splits.values() for i in split["id"]]
     assert sorted(ids) == list(range(len(rows)))
-    found = {name: {" ".join(text.replace("\u200b", "").split()) for text in split["text"]}
-             for name, split in splits.items()}  # fmt: skip
+    found = {
+        name: {" ".join(text.replace("\u200b", "").split()) for text in split["text"]}
+        for name, split in splits.items()
+    }
     assert sum(map(len, found.values())) == sum(sizes)  # every text on one side
     share = 1 / 3 if folded else 0.2
     for label, size in enumerate(sizes):
         held = sum(key.startswith(f"text {label} ") for key in found["test"])
         assert abs(held - share * size) <= 1  # a class is held out to the nearest whole texts
-    again = split_rows(labelled, options, 1 if folded else None)
+    again = split_corpus(labelled, options, 1 if folded else None)
     assert all(list(again[name]["id"]) == list(splits[name]["id"]) for name in splits)
 
 

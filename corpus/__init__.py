@@ -1,0 +1,1 @@
+"""Files of texts: readers, columns, the audit, and rows with predictions."""

@@ -1,0 +1,1 @@
+"""One run: its checks, its plan of stages, its repeats, and several pipelines in one table."""

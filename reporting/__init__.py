@@ -1,0 +1,1 @@
+"""Results as tables, CSV, JSON, an HTML page and a model card."""

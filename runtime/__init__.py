@@ -1,0 +1,1 @@
+"""What every run needs: stage directories, logs, processes, the CPU."""

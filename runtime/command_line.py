@@ -1,0 +1,345 @@
+"""From `argv` and a YAML file to checked `Options`; every error is collected and reported at once. No torch."""
+
+import argparse
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options, UserError
+from runtime.files import atomic_write
+
+CONVERTERS = {bool: {"true": True, "false": False}.__getitem__}
+KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+EXCLUDED_FROM_ABLATION = {
+    "pipeline": "an ablation runs the pipelines named after --run_ablation",
+    "experiment": "each pipeline of an ablation is an experiment with its own name",
+}
+INPUT_FILES = ("dataset_path", "validation_path", "test_path", "unlabeled_path")
+
+Entries = dict[str, str | list[str]]  # option name -> its value or values, as text
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises UserError where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError with argparse's message."""
+        raise UserError(message)
+
+
+@cache
+def build_parser() -> ArgumentParser:
+    """All flags, as text: `parse_options` converts and checks them, so that all errors are found at once."""
+    parser = ArgumentParser(
+        prog="main.py",
+        allow_abbrev=False,
+        usage="main.py [--pipeline NAME] [--dataset_path FILE] [options]",
+        description="Fine-tune a teacher, then distill, prune and quantize it, and report what each "
+        "step cost.",
+    )
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for name, declared in OPTIONS.items():
+        help_text = f"{declared.help} (default: {declared.default_text})".replace("%", "%%")
+        arguments: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text}
+        if declared.kind is bool:
+            arguments |= {"action": "store_const", "const": "true"}
+        else:
+            arguments["metavar"] = declared.kind.__name__.upper()
+            if declared.choices:
+                arguments["metavar"] = "{" + ",".join(declared.choices) + "}"
+            if declared.is_list:
+                arguments["nargs"] = "*" if declared.choices else "+"
+        groups[declared.group].add_argument(f"--{name}", **arguments)
+    return parser
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8, so that it holds no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def convert(name: str, value: str) -> Any:
+    """`value` as the type of option `name`; UserError names the flag, the value and the rule."""
+    declared = OPTIONS[name]
+    try:
+        converted = CONVERTERS.get(declared.kind, declared.kind)(value)
+    except (ValueError, KeyError):
+        kind = KIND_NAMES[declared.kind]
+        raise UserError(f"--{name} is {value}, but must be {kind}") from None
+    if declared.choices and converted not in declared.choices:
+        raise UserError(f"--{name} is {value}, but must be one of {', '.join(declared.choices)}")
+    if value.strip() == "":
+        raise UserError(f"--{name} is {value!r}, but must not be empty")
+    if not is_utf8(value):
+        raise UserError(f"--{name} is {value}, but must be UTF-8")
+    if declared.rule and not declared.rule.is_met(converted):
+        raise UserError(f"--{name} is {value}, but {declared.rule.text}")
+    return converted
+
+
+def convert_all(entries: Entries, errors: list[str]) -> dict[str, Any]:
+    """Option name -> converted value; the lines of what is refused are appended to `errors`."""
+    values = {}
+    for name, text in entries.items():
+        try:
+            if isinstance(text, list):
+                converted = tuple(convert(name, part) for part in text)
+                values[name] = converted or OPTIONS[name].choices
+            else:
+                values[name] = convert(name, text)
+        except UserError as error:
+            errors += error.lines
+    return values
+
+
+def config_entries(path: str | Path) -> Entries:
+    """The entries of a YAML file as text; UserError if it is not a mapping of options to values."""
+    import yaml
+
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config is {path}, but it cannot be read as YAML: {reason}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"--config is {path}, but must contain lines such as `batch: 16`")
+    entries: Entries = {}
+    for key, value in node.value:
+        if key.value in REMOVED:
+            check_removed(path, key.value, value.value)
+            continue
+        if key.value not in OPTIONS or key.value == "config":
+            raise UserError(f"--config is {path}, but {key.value!r} is not an option of that file")
+        if key.value in entries:
+            raise UserError(f"--config is {path}, but {key.value} is given twice")
+        is_list = OPTIONS[key.value].is_list
+        parts = value.value if is_list and isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            expected = "values" if is_list else "one value"
+            raise UserError(f"--config is {path}, but {key.value} must be {expected}")
+        entries[key.value] = [part.value for part in parts] if is_list else value.value
+    return entries
+
+
+def check_removed(path: str | Path, name: str, value: Any) -> None:
+    """UserError if a file sets a removed option to anything but the default that it had."""
+    if value != REMOVED[name].default:
+        replacement = REMOVED[name].replacement
+        raise UserError(f"--config is {path}, but --{name} was removed: {replacement}")
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """A file that a run wrote, as plain JSON values."""
+    errors: list[str] = []
+    values = convert_all(config_entries(path), errors)
+    if errors:
+        raise UserError(*(f"--config is {path}: {line}" for line in errors))
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
+
+
+def write_config_file(path: Path, record: dict[str, Any]) -> None:
+    """The YAML file that reproduces a run when given as `--config`."""
+    import yaml
+
+    atomic_write(path, yaml.safe_dump(record, allow_unicode=True, sort_keys=False))
+
+
+def file_errors(flag: str, path: str | None) -> list[str]:
+    """Why a given file cannot be read; empty if it can."""
+    if path is None:
+        return []
+    if Path(path).is_dir():
+        return [f"{flag} is {path}, but that is a directory"]
+    if not Path(path).is_file():
+        return [f"{flag} is {path}, but there is no such file"]
+    if Path(path).stat().st_size == 0:
+        return [f"{flag} is {path}, but that file is empty"]
+    return []
+
+
+def directory_errors(flag: str, path: str | Path, directory: Path) -> list[str]:
+    """Why nothing can be written into `directory`; empty if it can. `path` is the value of `flag`."""
+    if directory.is_dir() and os.access(directory, os.W_OK | os.X_OK):
+        return []
+    return [f"{flag} is {path}, but {directory} is not a writable directory"]
+
+
+def split_errors(options: Options) -> list[str]:
+    """Options of splits and repeats that exclude one another."""
+    errors = []
+    held_out = options.validation_fraction + options.test_fraction
+    if held_out >= 1:
+        errors.append(
+            f"--validation_fraction and --test_fraction add up to {held_out:g}, but must leave "
+            "training rows"
+        )
+    if options.num_folds and options.seeds:
+        errors.append(
+            "--num_folds and --seeds are given, but a run repeats over only one of them; use --seed "
+            "for the folds"
+        )
+    if options.num_folds and options.test_path:
+        errors.append("--num_folds is given with --test_path, but folds make their own test splits")
+    if options.seeds and len(set(options.seeds)) < len(options.seeds):
+        seeds = " ".join(map(str, options.seeds))
+        errors.append(f"--seeds is {seeds}, but each seed must be given once")
+    if options.num_folds and options.validation_fraction + 1 / options.num_folds >= 1:
+        errors.append(
+            f"--num_folds is {options.num_folds} with --validation_fraction "
+            f"{options.validation_fraction:g}, but must leave training rows"
+        )
+    return errors
+
+
+def combination_errors(options: Options) -> list[str]:
+    """Options that are valid alone but not together."""
+    stages = PIPELINES[options.pipeline]
+    errors = split_errors(options)
+    sources = unlabeled_sources(options)
+    if sources and not options.kd_alpha and options.kd_method == "logit":
+        errors.append(
+            f"--{sources[0]} is given with --kd_alpha 0, but unlabeled texts need a distillation loss"
+        )
+    if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in stages:
+        errors.append(
+            f"--trim_vocab is given with --kd_method {options.kd_method}, which compares token by "
+            "token, but the trimmed student uses different token ids from the teacher; use logit"
+        )
+    if "prune" in stages and options.prune_schedule == "cubic" and not options.fine_tune_epochs:
+        errors.append(
+            "--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes during recovery"
+        )
+    if options.quiet and options.verbose:
+        errors.append("--quiet and --verbose are given, but only one of them is possible")
+    if options.quant_auto and options.max_f1_drop is None:
+        errors.append("--quant_auto is given, but needs --max_f1_drop, such as 0.01, as its limit")
+    return errors + list(dict.fromkeys(unused_options(options).values()))
+
+
+def unlabeled_sources(options: Options) -> list[str]:
+    """The given options that add unlabeled texts."""
+    return [name for name in ("unlabeled_path", "augment") if getattr(options, name)]
+
+
+def unused_options(options: Options) -> dict[str, str]:
+    """The given options that have no effect in the pipeline, and why."""
+    pipeline = f"--pipeline {options.pipeline}"
+    stages = PIPELINES[options.pipeline]
+    distills = "distill" in stages
+    quantizes = "quantize" in stages
+    recovers = "prune" in stages and options.fine_tune_epochs
+    uses_soft_targets = distills or recovers or options.qat != "none"
+    sources = unlabeled_sources(options)
+    unused = {}
+    if sources and not uses_soft_targets:
+        if sources == ["augment"] or options.trim_vocab == "none":
+            reason = (
+                f"--{sources[0]} is given, but {pipeline} trains nothing on the teacher's outputs"
+            )
+            unused |= dict.fromkeys(sources, reason)
+    if options.ffn_width and not uses_soft_targets:
+        unused["ffn_width"] = (
+            f"--ffn_width is given, but {pipeline} has no training afterwards to recover the loss"
+        )
+    if options.kd_baseline and not distills:
+        unused["kd_baseline"] = f"--kd_baseline is given, but {pipeline} trains no student"
+    if options.export == "none" and not (quantizes and options.quant_method != "fp16"):
+        for name in ("quant_auto", "qat"):
+            if getattr(options, name) not in (False, "none"):
+                unused[name] = (
+                    f"--{name} is given, but nothing is stored in integers; give --export, or a "
+                    "pipeline with --quant_method dynamic, static or int4"
+                )
+    if options.max_f1_drop is not None and options.export == "none" and not quantizes:
+        unused["max_f1_drop"] = (
+            f"--max_f1_drop is given, but {pipeline} makes no quantized format; also give --export"
+        )
+    return unused
+
+
+def expand_runs(options: Options) -> list[Options]:
+    """The options of every run: one per pipeline of an ablation, else the options unchanged.
+
+    An option that has no effect in one pipeline of an ablation, but has in another, is reset there.
+    """
+    if options.run_ablation is None:
+        return [options]
+    runs = [replace(options, pipeline=name, run_ablation=None) for name in options.run_ablation]
+    unused = [set(unused_options(run)) for run in runs]
+    unused_everywhere = set.intersection(*unused)
+    expanded = []
+    for run, names in zip(runs, unused, strict=True):
+        defaults = {name: OPTIONS[name].default for name in names - unused_everywhere}
+        expanded.append(replace(run, **defaults))
+    return expanded
+
+
+def ablation_errors(options: Options, given: Iterable[str]) -> list[str]:
+    """Why the pipelines of an ablation cannot be run together."""
+    names = options.run_ablation
+    if names is None:
+        return []
+    errors = [
+        f"--run_ablation and --{name} are given, but {reason}"
+        for name, reason in EXCLUDED_FROM_ABLATION.items()
+        if name in given
+    ]
+    if len(set(names)) < len(names):
+        errors.append(f"--run_ablation is {' '.join(names)}, but each pipeline must be given once")
+    return errors
+
+
+def path_errors(options: Options) -> list[str]:
+    """What is wrong with files and directories, before anything is read."""
+    errors = []
+    for name in INPUT_FILES:
+        errors += file_errors(f"--{name}", getattr(options, name))
+    if options.reuse and not Path(options.reuse).is_dir():
+        errors.append(f"--reuse is {options.reuse}, but there is no such directory")
+    output_dir = Path(options.output_dir).absolute()
+    existing = next(path for path in [output_dir, *output_dir.parents] if path.exists())
+    return errors + directory_errors("--output_dir", options.output_dir, existing)
+
+
+def unknown_arguments(words: list[str]) -> list[str]:
+    """A line for each flag that does not exist, or for the first word that belongs to none."""
+    lines = []
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in REMOVED:
+            lines.append(f"--{name} was removed: {REMOVED[name].replacement}")
+        elif word.startswith("-"):
+            lines.append(f"unknown option {word}")
+    return lines or [f"unexpected argument {word!r}" for word in words[:1]]
+
+
+def parse_options(argv: list[str] | None = None) -> Options:
+    """Command line and `--config` file as `Options`; raises one UserError with every error found."""
+    given, unknown = build_parser().parse_known_args(argv)
+    errors = unknown_arguments(unknown)
+    entries: Entries = {}
+    if "config" in given:
+        try:
+            entries = config_entries(given.config)
+        except UserError as error:
+            errors += error.lines
+    if "run_ablation" in given:
+        entries.pop("pipeline", None)  # the command line takes precedence over the file
+    entries |= vars(given)
+    options = Options(**convert_all(entries, errors))
+    combinations = [line for run in expand_runs(options) for line in combination_errors(run)]
+    errors += ablation_errors(options, entries)
+    errors += list(dict.fromkeys(combinations))
+    errors += path_errors(options)
+    if errors:
+        raise UserError(*errors)
+    return options

@@ -1,0 +1,28 @@
+"""Measurement that tests can afford: one shared process, each format timed once, none started in a fresh one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+
+import benchmark
+from experiments import experiment
+
+
+@contextmanager
+def quick_measuring(call: Callable[..., Any]) -> Iterator[None]:
+    """Runs of the block use the process behind `call` for all measuring."""
+    plans = {
+        batch: plan._replace(least=1, most=1) for batch, plan in benchmark.TIMING_PLANS.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "measuring_process", lambda: nullcontext(call))
+        patch.setattr(
+            benchmark,
+            "engine_processes",
+            lambda engines: nullcontext(dict.fromkeys(engines, call)),
+        )
+        patch.setattr(benchmark, "start_up", lambda *_: {"load_s": 1.0, "rss_mb": 1.0})
+        patch.setattr(benchmark, "TIMING_PLANS", plans)
+        yield
