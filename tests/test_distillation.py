@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer
 
 import distillation
 import pruning
-from compression_config import COMPUTE_SETTINGS, Options, UserError, select
+from compression_config import COMPUTE_OPTIONS, Options, UserError, select
 from data import augment, load_splits, write_unlabeled
 from distillation import (
     StateRecorder,
