@@ -24,7 +24,8 @@ MIN_FREE_BYTES = 2**20
 
 @dataclass
 class CommandContext:
-    """What error messages need to know about the running command; `body` fills it in as it learns it."""
+    """What error messages need to know about the running command; `body` fills it in as it
+    learns it."""
 
     output_dir: str = "."
     can_resume: bool = False  # whether the same command continues where this one stopped
