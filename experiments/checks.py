@@ -96,8 +96,8 @@ def check_tunable(task: Task) -> None:
     """Refuse `--tune_threshold` for three or more classes, which are not decided by a threshold."""
     if len(task.labels) > 2 and not task.multi_label:
         raise UserError(
-            f"--tune_threshold is given, but the file has {len(task.labels)} classes; it needs two, "
-            "or several 0/1 columns"
+            f"--tune_threshold is given, but the file has {len(task.labels)} classes; it needs "
+            "two, or several 0/1 columns"
         )
 
 
@@ -120,8 +120,8 @@ def check_student(options: Options) -> None:
         check_state_losses(options)
     if options.student_tokenizer == "teacher" and not is_fresh(options.student_path):
         raise UserError(
-            f"--student_tokenizer is teacher, but --student_path {options.student_path} has its own; "
-            "only a scratch:LxH student can use another"
+            f"--student_tokenizer is teacher, but --student_path {options.student_path} has its "
+            "own; only a scratch:LxH student can use another"
         )
 
 
@@ -155,8 +155,8 @@ def check_queries_known(options: Options, flag: str) -> None:
     spec = getattr(options, flag)
     if not has_known_queries(spec, f"--{flag}"):
         raise UserError(
-            f"--kd_method is {options.kd_method}, but the query and key layers of --{flag} {spec} are "
-            "not known; use hidden or logit"
+            f"--kd_method is {options.kd_method}, but the query and key layers of --{flag} {spec} "
+            "are not known; use hidden or logit"
         )
 
 

@@ -59,7 +59,7 @@ class Stage:
     make: Callable[..., Path]  # (model in, splits, task, directory out, options) -> directory out
     role: Role
     options: tuple[str, ...]  # the options that it reads
-    description: str  # what it does; a format string of its options
+    description: str  # what it does and why; a format string of its options
     row: str = ""  # its row of the results
     format_name: str = "torch"  # what is served in that row
     formats: Callable[[Options], dict[str, str]] | None = None  # its rows, if there are several
@@ -68,6 +68,7 @@ class Stage:
     rows: Rows = Rows.LABELED
     overrides: dict[str, Any] = field(default_factory=dict)  # options with fixed values here
     epochs: str = ""  # the option with its number of training epochs
+    description_untrained: str = ""  # its description with 0 epochs
     is_trained: bool = False  # all processes of a run train it together
     is_compared_only: bool = False  # nothing is made from it
     version: int = 1  # increases when its code changes its results
@@ -95,6 +96,13 @@ class Stage:
             selected.early_stopping_patience = min(options.early_stopping_patience, longest)
         return selected
 
+    def describe(self, options: StageOptions) -> str:
+        """What the stage does with these options, and why."""
+        template = self.description
+        if self.epochs and not getattr(options, self.epochs):
+            template = self.description_untrained
+        return template.format(**vars(options))
+
     def formats_of(self, options: Options) -> dict[str, str]:
         """Row of the results -> format name, for each format that the stage writes."""
         if self.formats is None:
@@ -108,7 +116,10 @@ STAGES = (
         fine_tune_teacher,
         Role.TEACHER,
         options=(*TRAINING_OPTIONS, "teacher_path", "teacher_epochs", "teacher_lr"),
-        description="fine-tune {teacher_path} on the labels, up to {teacher_epochs} epochs",
+        description="fine-tune {teacher_path} on the labels, up to {teacher_epochs} epochs: the "
+        "reference of every comparison",
+        description_untrained="use {teacher_path} without fine-tuning: the reference of every "
+        "comparison",
         row="teacher",
         epochs="teacher_epochs",
         is_trained=True,
@@ -119,7 +130,7 @@ STAGES = (
         fit_linear,
         Role.BASELINE,
         options=("seed",),
-        description="fit TF-IDF and logistic regression, the linear baseline",
+        description="fit TF-IDF and logistic regression: the baseline that a transformer must beat",
         row="linear",
         format_name="linear",
         is_compared_only=True,
@@ -129,7 +140,7 @@ STAGES = (
         build_student,
         Role.SHAPE,
         options=STUDENT_OPTIONS,
-        description="build the student's starting point, {student_path}",
+        description="build the student's starting point, {student_path}: the next stages shrink it",
         row="start",
         asked_by=("trim_vocab", "ffn_width"),
         in_pipeline="distill",
@@ -139,7 +150,8 @@ STAGES = (
         trim_vocabulary,
         Role.SHAPE,
         options=("trim_vocab",),
-        description="trim the vocabulary, --trim_vocab {trim_vocab}",
+        description="trim the vocabulary, --trim_vocab {trim_vocab}: most bytes of a small model are "
+        "its embedding",
         row="trimmed",
         asked_by=("trim_vocab",),
         rows=Rows.TEXTS,
@@ -149,7 +161,8 @@ STAGES = (
         narrow_ffn,
         Role.SHAPE,
         options=(*COMPUTE_OPTIONS, "calibration_samples", "ffn_width"),
-        description="prune feed-forward neurons to a width of {ffn_width:g}",
+        description="prune feed-forward neurons, --ffn_width {ffn_width:g}: smaller and faster in every "
+        "engine",
         row="narrowed",
         asked_by=("ffn_width",),
     ),
@@ -158,7 +171,8 @@ STAGES = (
         distill,
         Role.STUDENT,
         options=(*SOFT_TARGET_OPTIONS, *STUDENT_OPTIONS, "epochs", "kd_method"),
-        description="train the same student on the labels only, up to {epochs} epochs",
+        description="train the same student on the labels only, up to {epochs} epochs: the difference "
+        "is what the teacher adds",
         row="student_plain",
         asked_by=("kd_baseline",),
         overrides={"kd_method": "logit", "kd_alpha": 0.0, "kd_temperature": 1.0},
@@ -172,7 +186,8 @@ STAGES = (
         distill,
         Role.STUDENT,
         options=(*SOFT_TARGET_OPTIONS, *STUDENT_OPTIONS, "epochs", "kd_method"),
-        description="distill the teacher into {student_path}, up to {epochs} epochs",
+        description="distill the teacher into {student_path}, up to {epochs} epochs: soft labels carry "
+        "more information than hard ones",
         row="student",
         in_pipeline="distill",
         rows=Rows.SOFT,
@@ -194,7 +209,9 @@ STAGES = (
             "fine_tune_epochs",
         ),
         description="prune encoder Linears ({prune_layers}) to a sparsity of {prune_sparsity:g} by "
-        "{prune_method}, then fine-tune up to {fine_tune_epochs} epochs",
+        "{prune_method}, then fine-tune up to {fine_tune_epochs} epochs: zeros compress well",
+        description_untrained="prune encoder Linears ({prune_layers}) to a sparsity of "
+        "{prune_sparsity:g} by {prune_method}, without recovery: zeros compress well",
         row="pruned",
         in_pipeline="prune",
         rows=Rows.SOFT,
@@ -207,7 +224,8 @@ STAGES = (
         train_quantization_aware,
         Role.MODEL,
         options=(*SOFT_TARGET_OPTIONS, "qat", "qat_epochs"),
-        description="quantization-aware training for {qat}, up to {qat_epochs} epochs",
+        description="quantization-aware training for {qat}, up to {qat_epochs} epochs: weights adapt "
+        "to the quantization grid",
         row="qat",
         asked_by=("qat",),
         rows=Rows.SOFT,
@@ -220,7 +238,8 @@ STAGES = (
         tune_decision_thresholds,
         Role.MODEL,
         options=COMPUTE_OPTIONS,
-        description="choose decision thresholds on validation",
+        description="choose decision thresholds on validation: one half is not always the best for "
+        "macro-F1",
         row="tuned",
         asked_by=("tune_threshold",),
     ),
@@ -229,7 +248,7 @@ STAGES = (
         quantize,
         Role.FORMAT,
         options=(*GATE_OPTIONS, "quant_method"),
-        description="quantize by --quant_method {quant_method}",
+        description="quantize, --quant_method {quant_method}: fewer bits are fewer bytes",
         formats=quantized_formats,
         in_pipeline="quantize",
         version=3,
@@ -239,7 +258,8 @@ STAGES = (
         export,
         Role.FORMAT,
         options=(*GATE_OPTIONS, "export"),
-        description="export graphs, --export {export}",
+        description="export graphs, --export {export}: on a CPU their engines are faster than "
+        "PyTorch",
         formats=exported_formats,
         asked_by=("export",),
         version=3,
@@ -285,7 +305,7 @@ def plan(options: Options) -> list[Step]:
                 student_start=reshaped if stage.role is Role.STUDENT else "",
                 compared_with="" if stage.is_compared_only else compared_with,
                 formats=stage.formats_of(options),
-                description=stage.description.format(**vars(selected)),
+                description=stage.describe(selected),
                 is_retrained=is_shape_of_student,
             )
         )

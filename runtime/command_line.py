@@ -39,8 +39,8 @@ def build_parser() -> ArgumentParser:
         prog="main.py",
         allow_abbrev=False,
         usage="main.py [--pipeline NAME] [--dataset_path FILE] [options]",
-        description="Fine-tune a teacher, then distill, prune and quantize it, and report what each "
-        "step cost.",
+        description="Fine-tune a teacher, then distill, prune and quantize it, and report what "
+        "each step cost.",
     )
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for name, declared in OPTIONS.items():
@@ -187,8 +187,8 @@ def split_errors(options: Options) -> list[str]:
         )
     if options.num_folds and options.seeds:
         errors.append(
-            "--num_folds and --seeds are given, but a run repeats over only one of them; use --seed "
-            "for the folds"
+            "--num_folds and --seeds are given, but a run repeats over only one of them; use "
+            "--seed for the folds"
         )
     if options.num_folds and options.test_path:
         errors.append("--num_folds is given with --test_path, but folds make their own test splits")
@@ -210,7 +210,8 @@ def combination_errors(options: Options) -> list[str]:
     sources = unlabeled_sources(options)
     if sources and not options.kd_alpha and options.kd_method == "logit":
         errors.append(
-            f"--{sources[0]} is given with --kd_alpha 0, but unlabeled texts need a distillation loss"
+            f"--{sources[0]} is given with --kd_alpha 0, but unlabeled texts need a "
+            "distillation loss"
         )
     if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in stages:
         errors.append(

@@ -54,8 +54,8 @@ def run_command(
             raise
         hint = "finished stages are kept; " if context.can_resume else ""
         print(
-            f"{program}: error: no space left in {context.output_dir}; {hint}free some space and run "
-            "the same command again",
+            f"{program}: error: no space left in {context.output_dir}; {hint}free some space and "
+            "run the same command again",
             file=sys.stderr,
         )
         return 1

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
 from compression_config import REPORTERS, Options, UserError, command_line
-from experiments.stages import DOES, STAGES
+from experiments.plan import STAGES
 from runtime import logs
 from runtime.command_line import parse_options
 from runtime.logs import LogFile, current_level, log_to_files, set_up_process, start_logging
@@ -64,19 +64,19 @@ def argv(tiny_csv, tmp_path) -> list[str]:
     return [*SMALL, "--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path)]
 
 
-def test_every_stage_says_what_it_does_and_why():
-    assert set(DOES) == set(STAGES)
+def test_every_stage_describes_what_it_does_and_why():
     options = replace(Options(), student_path="teacher:2", ffn_width=0.5)
-    for name, says in DOES.items():
-        what, why = says(options).split(": ", maxsplit=1)
-        assert len(what) > 10 and len(why) > 10, name
-    assert "scratch:4x256 on the labels, at most 5 epochs" in DOES["teacher"](options)
-    assert "take owner/name as it is" in DOES["teacher"](
-        replace(options, teacher_epochs=0, teacher_path="owner/name")
-    )
-    assert "set 40 % of the weights of the encoder's Linears (all) to zero by magnitude" in DOES[
-        "prune"
-    ](options)
+    descriptions = {}
+    for stage in STAGES:
+        descriptions[stage.name] = stage.describe(stage.selected_options(options))
+        action, reason = descriptions[stage.name].split(": ", maxsplit=1)
+        assert len(action) > 10 and len(reason) > 10, stage.name
+    assert "scratch:4x256 on the labels, up to 5 epochs" in descriptions["teacher"]
+    assert "Linears (all) to a sparsity of 0.4 by magnitude" in descriptions["prune"]
+    untrained = replace(options, teacher_epochs=0, fine_tune_epochs=0)
+    for stage in STAGES:
+        if stage.name in ("teacher", "prune"):
+            assert " without " in stage.describe(stage.selected_options(untrained))
 
 
 def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
@@ -85,16 +85,16 @@ def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
     assert run_main(argv) == 0
     shown = capsys.readouterr().err
     assert (
-        "stage teacher: fine-tune scratch:1x64 on the labels, at most 2 epochs: all that follows is"
+        "stage teacher: fine-tune scratch:1x64 on the labels, up to 2 epochs: the reference"
         in shown
     )
-    assert "stage linear: fit TF-IDF and logistic regression: a transformer must earn" in shown
+    assert "stage linear: fit TF-IDF and logistic regression: the baseline" in shown
     assert re.search(
         r"training, steps:.*\| 4/8 \[\d\d:\d\d<\d\d:\d\d, .*it/s\]", shown
     )  # elapsed < left
     log = tmp_path / "models" / "run" / "run.log"
     first = lines_of(log)
-    assert first[0] == f"experiment run, logged in {log}: {command_line(parse_options(argv))}"
+    assert first[0] == f"experiment run, log in {log}: {command_line(parse_options(argv))}"
     assert (
         all(line in shown for line in first)
         and "it/s" not in log.read_text()
@@ -105,7 +105,7 @@ def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
     assert again[: len(first)] == first  # appended
     (said,) = [line for line in again[len(first) :] if line.startswith("stage teacher: ")]
     assert said.startswith(
-        f"stage teacher: remembered from {log.parent / 'teacher'}, not made again: fine-tune"
+        f"stage teacher: reused from {log.parent / 'teacher'}: fine-tune"
     )
 
 
