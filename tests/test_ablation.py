@@ -224,12 +224,13 @@ def test_an_option_that_some_pipelines_have_no_use_for_is_left_out_of_them_alone
     [
         (
             "--pipeline kd_only --run_ablation",
-            "--run_ablation and --pipeline are given, but an ablation runs the pipelines that stand after --run_ablation",
+            "--run_ablation and --pipeline are given, but an ablation runs the pipelines named after "
+            "--run_ablation",
         ),
         (
             "--run_ablation baseline --experiment mine",
             "--run_ablation and --experiment are given, but each pipeline of an "
-            "ablation is an experiment with a name of its own",
+            "ablation is an experiment with its own name",
         ),
         (
             "--run_ablation kd_only baseline kd_only",

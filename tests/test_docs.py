@@ -63,6 +63,10 @@ NOT_RUN = (
     ". .venv/bin/activate ",
     "ruff check ",
 )
+OTHER_COMMANDS = re.compile(
+    r"python (report|benchmark|inference|(?:scripts|benchmarks)/\w+)\.py[^`\n]*"
+    r"|accelerate launch[^`]*?(main\.py|`)"
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
 LOOP = re.compile(r"^for (\w+) in (.*?); do\n(.*?)^done$", re.S | re.M)
 GENERATED = re.compile(r"<!-- options: ([\w ]+) -->\n(.*?)<!-- end -->\n?", re.S)
@@ -363,8 +367,7 @@ def test_the_diagram_shows_every_stage():
 
 def test_every_option_that_a_page_names_exists():
     for page in PAGES:
-        others = r"python (report|benchmark|inference|scripts/\w+)\.py[^`\n]*|accelerate launch[^`]*?(main\.py|`)"
-        of_the_pipeline = re.sub(others, "", text_of(page))
+        of_the_pipeline = OTHER_COMMANDS.sub("", text_of(page))
         named = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", of_the_pipeline))
         ours = (
             re.findall(r"--(\w+)", inference.build_parser().format_help())
