@@ -219,7 +219,8 @@ class Tracker:
     run_name: str | None = None
 
 
-CURRENT_TRACKER: ContextVar[Tracker] = ContextVar("CURRENT_TRACKER", default=Tracker())
+NO_TRACKER = Tracker()
+CURRENT_TRACKER: ContextVar[Tracker] = ContextVar("CURRENT_TRACKER", default=NO_TRACKER)
 
 
 @contextmanager
@@ -270,7 +271,7 @@ def training_arguments(work_dir: Path, settings: TrainingSettings) -> TrainingAr
         report_to=tracker.name,
         run_name=tracker.run_name,
         ddp_backend="gloo" if on_cpu and process_count() > 1 else None,
-        # a projection that only the loss of states uses would break the search for unused parameters
+        # a projection that only the state losses use would break the search for unused parameters
         ddp_find_unused_parameters=False,
     )
     # ours, whatever the launcher's environment says
