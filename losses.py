@@ -131,11 +131,9 @@ def relation(vectors: Tensor, mask: Tensor) -> Tensor:
     ).log_softmax(-1)
 
 
-def state_loss(student: States, teacher: States, mask: Tensor, weights: dict[str, float]) -> Tensor:
-    """The weighted sum of the losses of states that `weights` names."""
-    return sum(
-        weight * STATE_LOSSES[name](student, teacher, mask) for name, weight in weights.items()
-    )
+def state_loss(student: States, teacher: States, mask: Tensor, names: tuple[str, ...]) -> Tensor:
+    """The sum of the losses on states in `names`, such as KD_LOSSES[method]; at least one."""
+    return sum(STATE_LOSSES[name](student, teacher, mask) for name in names)
 
 
 STATE_LOSSES = {"hidden": hidden_loss, "attention": attention_loss, "relation": relation_loss}
