@@ -18,11 +18,11 @@ from datasets import DatasetDict
 from tqdm import tqdm
 
 from compression_config import Options
+from data import label_array
 from encoders.calibration import calibration_texts
 from engines import graphs
 from engines.engine import engine_name, load_engine, predict_logits, tokenizer_files
-from engines.sensitivity import record_skipped_layers
-from quantization import quality_gate
+from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
 from task import Task
 
 REQUIREMENTS = {
@@ -87,7 +87,17 @@ def export(
 ) -> Path:
     """Stage `export`: write every graph of `--export`; the fp32 graphs are compared with torch."""
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
-    gate = quality_gate(model_in, splits, task, options) if options.quant_auto else None
+    gate = None
+    if options.quant_auto:
+        gate = QualityGate(
+            model_in,
+            validation_texts=splits["validation"][:]["text"],
+            labels=label_array(splits["validation"]).astype(int),
+            ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
+            multi_label=task.multi_label,
+            max_f1_drop=options.max_f1_drop,
+            max_length=options.max_length,
+        )
     write_compact_json(model_in, out_dir)
     calibration = graphs.Calibration(out_dir, texts, options.max_length)
     skipped_layers = {}

@@ -86,7 +86,15 @@ def quantize(
     request = QuantizationRequest(model_in, out_dir, texts, options.max_length)
     gate = None
     if options.quant_auto and method in BITS:
-        gate = quality_gate(model_in, splits, task, options)
+        gate = QualityGate(
+            model_in,
+            validation_texts=splits["validation"][:]["text"],
+            labels=label_array(splits["validation"]).astype(int),
+            ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
+            multi_label=task.multi_label,
+            max_f1_drop=options.max_f1_drop,
+            max_length=options.max_length,
+        )
     skipped_layers = {}
     for engine, quantizer in QUANTIZERS[method].items():
         if gate is None:
@@ -105,20 +113,6 @@ def quantize_except(
 ) -> None:
     """Run a quantizer that keeps `skipped_layers` in full precision."""
     quantizer(replace(request, skipped_layers=skipped_layers))
-
-
-def quality_gate(model_in: Path, splits: DatasetDict, task: Task, options: Options) -> QualityGate:
-    """The quality gate of the formats that are written from `model_in`."""
-    validation = splits["validation"]
-    return QualityGate(
-        model_in,
-        validation[:]["text"],
-        label_array(validation).astype(int),
-        calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
-        multi_label=task.multi_label,
-        max_f1_drop=options.max_f1_drop,
-        max_length=options.max_length,
-    )
 
 
 def format_row(method: str, engine: str) -> str:

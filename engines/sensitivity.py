@@ -39,17 +39,17 @@ RANKING_BATCH = 32
 class QualityGate:
     """The lowest accepted validation macro-F1 of the formats of one model.
 
-    `labels` are class ids [rows] or 0/1 [rows, labels]. `ranking_texts` are training texts on which
-    the sensitivity of the layers is measured, once per bit width.
+    `labels` are the validation labels: class ids [rows] or 0/1 [rows, labels]. `ranking_texts` are
+    training texts on which the sensitivity of the layers is measured, once per bit width.
     """
 
     def __init__(
         self,
         model_dir: Path,
+        *,
         validation_texts: list[str],
         labels: np.ndarray,
         ranking_texts: list[str],
-        *,
         multi_label: bool,
         max_f1_drop: float,
         max_length: int,
