@@ -36,7 +36,7 @@ from engines.engine import empty_model, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
 from task import Task
-from training import soft_target_loss, train_
+from training import soft_target_loss, train_, training_settings
 
 NF4_BLOCK = 64  # weights that share a scale
 
@@ -262,6 +262,9 @@ def train_quantization_aware(
     zero.
     """
     bits = QAT_BITS[options.qat]
+    settings = training_settings(
+        options, epochs=options.qat_epochs, learning_rate=options.lr * QAT_LR_FACTOR
+    )
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
@@ -271,9 +274,7 @@ def train_quantization_aware(
         tokenizer,
         splits,
         out_dir,
-        options,
-        epochs=options.qat_epochs,
-        lr=options.lr * QAT_LR_FACTOR,
+        settings,
         loss=soft_target_loss(splits, task, options),
         callbacks=(KeepZeros(encoder_linears(model)),),
     )
