@@ -52,6 +52,11 @@ from training import soft_target_loss, train_
 log = logging.getLogger(__name__)
 
 
+def labelled_sample(split: Dataset, count: int, seed: int) -> list[str]:
+    """At most `count` labelled texts of the split for calibration, sampled with `seed`."""
+    return calibration_texts(labelled_rows(split), count, seed)
+
+
 # Stage `trim`: fewer tokens
 
 TEXTS_PER_CHUNK = 10_000  # tokenized together
@@ -165,9 +170,7 @@ def narrow_ffn(
     """
     model = AutoModelForSequenceClassification.from_pretrained(model_in).to(options.device)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
-    texts = calibration_texts(
-        labelled_rows(splits["train"]), options.calibration_samples, options.seed
-    )
+    texts = labelled_sample(splits["train"], options.calibration_samples, options.seed)
     batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, options.device)
     down_linears = {name: down for name, (_up, down) in ffn_linears(model).items()}
     norms = input_norms(model, down_linears, batches)
@@ -354,9 +357,7 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
-    texts = calibration_texts(
-        labelled_rows(splits["train"]), options.calibration_samples, options.seed
-    )
+    texts = labelled_sample(splits["train"], options.calibration_samples, options.seed)
     batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, options.device)
     linears = linears_to_prune(model, options.prune_layers)
     norms = broadcast_from_main(

@@ -91,16 +91,8 @@ FAULTS = (
     Fault(
         name="pruning calibrates on unlabeled texts",
         file="pruning.py",
-        old="    texts = calibration_texts(\n"
-        '        labelled_rows(splits["train"]), options.calibration_samples, options.seed\n'
-        "    )\n"
-        "    batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, "
-        "options.device)\n"
-        "    linears =",
-        new='    texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)\n'
-        "    batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, "
-        "options.device)\n"
-        "    linears =",
+        old="    return calibration_texts(labelled_rows(split), count, seed)",
+        new="    return calibration_texts(split, count, seed)",
         tests="tests/test_distillation.py -k calibrated",
     ),
     Fault(
@@ -222,8 +214,8 @@ FAULTS = (
     Fault(
         name="RoBERTa loses the tokens before padding",
         file="pruning.py",
-        old="    always = {*tokenizer.all_special_ids, *range(positions_before_text(model.config))}",
-        new="    always = {*tokenizer.all_special_ids}",
+        old=", *range(positions_before_text(model.config))}",
+        new="}",
         tests=f"{STRUCTURED} -k positions",
     ),
     Fault(
