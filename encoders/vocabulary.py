@@ -48,7 +48,7 @@ def tokenizer_json(backend: Tokenizer) -> dict[str, Any]:
 
 
 def is_trimmable(backend: Tokenizer) -> bool:
-    """Whether the vocabulary can be trimmed so that kept tokens are found as before."""
+    """Whether `--trim_vocab` supports the tokenizer's model and its settings."""
     kind = model_kind(backend)
     model = tokenizer_json(backend)["model"]
     if kind == "WordPiece":
@@ -63,7 +63,7 @@ def is_trimmable(backend: Tokenizer) -> bool:
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of the tokenizer's backend without truncation and padding.
 
-    UserError if the vocabulary of such a tokenizer cannot be trimmed.
+    UserError if `--trim_vocab` does not support the tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not is_trimmable(backend):

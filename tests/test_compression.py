@@ -254,11 +254,9 @@ def test_input_norms_ignore_padding_by_hand():
 def test_input_norms_do_not_depend_on_batching():
     model = tiny_bert()
     linears = encoder_linears(model)
-    single_rows = []
-    for i in range(5, 11):
-        ids = torch.tensor([[i, i + 1, i + 2]])
-        single_rows.append({"input_ids": ids, "attention_mask": torch.ones(1, 3)})
-    batch = {key: torch.cat([row[key] for row in single_rows]) for key in single_rows[0]}
+    ids = torch.tensor([[i, i + 1, i + 2] for i in range(5, 11)])
+    batch = {"input_ids": ids, "attention_mask": torch.ones(6, 3)}
+    single_rows = [{"input_ids": row[None], "attention_mask": torch.ones(1, 3)} for row in ids]
     norms_of_rows = input_norms(model, linears, single_rows)
     norms_of_batch = input_norms(model, linears, [batch])
     assert set(norms_of_rows) == set(linears)
