@@ -47,7 +47,7 @@ ENGINE = re.compile(r"engine: (\S+), threads: (\d+)")
 
 
 class Scoring(NamedTuple):
-    """One run of `inference.py`: time and peak memory of the process, and the figures that it logged."""
+    """One run of `inference.py`: time and peak memory of the process, and the figures it logged."""
 
     rows: int
     seconds: float
