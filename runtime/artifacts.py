@@ -22,6 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from compression_config import UserError
+from runtime.checkpoints import CHECKPOINTS
 from runtime.distributed import is_main_process, process_count, wait_for_everyone
 from runtime.files import (
     HISTORY_NAME,
@@ -35,7 +36,6 @@ from runtime.files import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CHECKPOINTS = "checkpoints"
 METADATA_FILES = (  # they describe a model and are not part of it
     RECORD_NAME,
     HISTORY_NAME,

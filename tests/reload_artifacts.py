@@ -1,4 +1,5 @@
-"""Reload every artifact under `OUTPUT/compressed_models` in this process and compare it with what evaluation saw."""
+"""Reload every artifact under `OUTPUT/compressed_models` in this process and compare it with
+what evaluation saw."""
 
 import sys
 from functools import partial
@@ -16,7 +17,8 @@ torch.set_num_threads(1)
 
 
 def plain_logits(directory: Path, texts: list[str]) -> np.ndarray:
-    """Logits [rows, labels] of what plain transformers loads, in the batches that evaluation used."""
+    """Logits [rows, labels] of what plain transformers loads, in the batches that evaluation
+    used."""
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
 

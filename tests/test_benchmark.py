@@ -1,4 +1,5 @@
-"""Timing on tiny models: what is timed, in which order, on how many threads, and when it is not to be trusted."""
+"""Timing on tiny models: what is timed, in which order, on how many threads, and when it is not
+to be trusted."""
 
 import io
 import json

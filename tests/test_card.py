@@ -1,4 +1,5 @@
-"""The model card: the hub can read it, its figures are the results', its snippets run, and no name breaks it."""
+"""The model card: the hub can read it, its figures are the results', its snippets run, and no
+name breaks it."""
 
 import ast
 import json

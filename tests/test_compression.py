@@ -196,7 +196,8 @@ def test_wanda_and_magnitude_disagree_where_inputs_do():
 
 @pytest.mark.parametrize("shape, sparsity", [((7, 13), 0.3), ((16, 32), 0.6), ((5, 4), 0.5)])
 def test_wanda_is_the_papers_own_procedure_on_random_layers(shape, sparsity):
-    """Sun et al. (2023), algorithm 1, written anew: metric, sort along the inputs, zero the first columns."""
+    """Sun et al. (2023), algorithm 1, written anew: metric, sort along the inputs, zero the
+    first columns."""
     rng = torch.Generator().manual_seed(shape[0])
     linear, inputs = nn.Linear(*shape[::-1]), torch.randn(50, shape[1], generator=rng)
     weight = linear.weight.detach().clone()

@@ -1,4 +1,5 @@
-"""Every exported form of five tiny families and three sizes of head: it reloads afresh, agrees, and is smaller."""
+"""Every exported form of five tiny families and three sizes of head: it reloads afresh, agrees,
+and is smaller."""
 
 import json
 import subprocess
@@ -149,7 +150,8 @@ def test_layers_named_whole_keep_full_precision(lab, tmp_path):  # noqa: F811
 
 
 def test_ranges_are_those_of_all_texts_however_few_are_measured_at_once(lab, tmp_path, monkeypatch):  # noqa: F811
-    """The middle part holds the extremes of some activations; parts of one batch must give what one of all gives."""
+    """The middle part holds the extremes of some activations; parts of one batch must give what
+    one of all gives."""
     source, found = exported(lab, "bert") / "onnx" / "model.onnx", []
     texts = [*TEXTS[:9], *(" ".join(TEXTS[9:])[:40] for _ in range(9)), *TEXTS[10:19]]
     for at_once in (64, 1):

@@ -1,4 +1,5 @@
-"""The quality gate: a form that collapses is stopped, and rescued by leaving the layer at fault whole."""
+"""The quality gate: a form that collapses is stopped, and rescued by leaving the layer at fault
+whole."""
 
 import pandas as pd
 import pytest
@@ -20,8 +21,9 @@ OUTLIER = "bert.encoder.layer.1.output.dense"
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory):
-    """A model and its own decisions as a labelled file. One neuron of the last feed-forward block is always at 3000 and
-    counts for nothing, so that in fp32 it does no harm; a grid of 256 steps up to 3000 loses all other neurons."""
+    """A model and its own decisions as a labelled file. One neuron of the last feed-forward
+    block is always at 3000 and counts for nothing, so that in fp32 it does no harm; a grid of
+    256 steps up to 3000 loses all other neurons."""
     folder = tmp_path_factory.mktemp("fragile")
     torch.manual_seed(3)
     config = replace_config("bert", num_labels=2, hidden_dropout_prob=0.0)

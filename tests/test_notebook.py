@@ -1,4 +1,5 @@
-"""The Kaggle notebook: converted, run on tiny data, and what it says where inputs are missing or in doubt."""
+"""The Kaggle notebook: converted, run on tiny data, and what it says where inputs are missing or
+in doubt."""
 
 import html
 import json
@@ -43,7 +44,8 @@ with quick_measuring(lambda function, *arguments: function(*arguments)):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty folder of inputs, no internet, and a project whose main.py measures quickly; the folder."""
+    """An empty folder of inputs, no internet, and a project whose main.py measures quickly; the
+    folder."""
     project = tmp_path / "project"
     project.mkdir()
     (project / "compression_config.py").touch()
@@ -82,7 +84,8 @@ def attach_teacher(place: Path, tiny_csv: Path, name: str = "encoder") -> Path:
 
 
 def ran(until: str) -> dict:
-    """What the code cells before the one that holds `until` define, run in order in this process."""
+    """What the code cells before the one that holds `until` define, run in order in this
+    process."""
     names: dict = {}
     for cell in jupytext.read(make_notebook.TEMPLATE).cells:
         if until in cell.source:

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from compression_config import (GROUPS, OPTIONS, PIPELINES, Options, UserError, as_record, option_table)
+from compression_config import (
+    GROUPS,
+    OPTIONS,
+    PIPELINES,
+    Options,
+    UserError,
+    as_record,
+    option_table,
+)
 from runtime.command_line import build_parser, parse_options
 
 

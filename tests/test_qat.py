@@ -1,4 +1,5 @@
-"""Rounding in the loop: the grids by hand, the gradient, what is written, and that exported forms share the grid."""
+"""Rounding in the loop: the grids by hand, the gradient, what is written, and that exported
+forms share the grid."""
 
 import pandas as pd
 import pytest
@@ -119,7 +120,8 @@ def test_what_is_converted_is_plain_and_decides_as_it_did_in_training(model):
     [(4, openvino_int4, "openvino/model.xml"), (8, onnx_dynamic, "onnx/model.onnx")],
 )
 def test_an_export_of_those_bits_changes_no_weight(bits, write, name, tmp_path, monkeypatch):
-    """On the grid, what is left of the difference is the rounding of activations; off it, the weights' comes on top."""
+    """On the grid, what is left of the difference is the rounding of activations; off it, the
+    weights' comes on top."""
     monkeypatch.setattr("graphs.has_vnni", lambda: True)
     torch.manual_seed(2)
     model = AutoModelForSequenceClassification.from_config(replace_config("bert")).eval()

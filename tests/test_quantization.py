@@ -1,4 +1,5 @@
-"""Every form of a tiny model, five families: it reloads, decides as its parent does, and weighs what it promises."""
+"""Every form of a tiny model, five families: it reloads, decides as its parent does, and weighs
+what it promises."""
 
 import json
 import random
@@ -128,7 +129,8 @@ def save_tokenizer(family: str, path: Path) -> None:
 
 
 def save_pruned_model(family: str, path: Path, config: PretrainedConfig | None = None) -> None:
-    """Random weights, half of each encoder Linear zero; random biases too, so that none equals another."""
+    """Random weights, half of each encoder Linear zero; random biases too, so that none equals
+    another."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config or CONFIGS[family])
     with torch.no_grad():
@@ -448,7 +450,8 @@ def test_batching_does_not_change_a_rows_logits(lab):
 
 @pytest.fixture
 def linear_forms(tmp_path) -> dict[str, Path]:
-    """A binary and a multi-label pipeline on four texts over three words; the first word counts for nothing."""
+    """A binary and a multi-label pipeline on four texts over three words; the first word counts
+    for nothing."""
     import joblib
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,5 @@
-"""Real public files, where REAL_DATA_DIR names their folder: columns, splits and traps found unaided."""
+"""Real public files, where REAL_DATA_DIR names their folder: columns, splits and traps found
+unaided."""
 
 import logging
 import os

@@ -1,4 +1,5 @@
-"""The page of a run and the page of many: their figures are the results', and comments in them are only text."""
+"""The page of a run and the page of many: their figures are the results', and comments in them
+are only text."""
 
 import json
 import random
@@ -44,7 +45,8 @@ VOID = {"meta", "link"}
 
 
 class Parsed(HTMLParser):
-    """The tags with their attributes, the cells of every table, and all text; fails on tags that do not match."""
+    """The tags with their attributes, the cells of every table, and all text; fails on tags that
+    do not match."""
 
     def __init__(self, html: str):
         super().__init__()

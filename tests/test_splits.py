@@ -221,7 +221,8 @@ def test_groups_are_spread_over_the_splits(tmp_path):
 
 
 def labelled_files():
-    """Texts of which many repeat with other blanks, in classes of any balance, each with at least 12 texts."""
+    """Texts of which many repeat with other blanks, in classes of any balance, each with at
+    least 12 texts."""
     sizes = st.lists(st.integers(12, 60), min_size=2, max_size=4)
     return st.tuples(sizes, st.floats(0, 0.8), st.integers(0, 2**31), st.booleans())
 

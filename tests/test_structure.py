@@ -1,4 +1,5 @@
-"""Trimmed vocabularies and narrower feed-forward blocks: the same logits where nothing was lost, and fresh reloads."""
+"""Trimmed vocabularies and narrower feed-forward blocks: the same logits where nothing was lost,
+and fresh reloads."""
 
 import json
 import random
@@ -196,7 +197,8 @@ def config(family: str, tokens: int, pad: int):
 
 
 def saved(family: str, folder: Path) -> Path:
-    """A random model of a family with a tokenizer of its kind, learnt from more texts than it is trimmed on."""
+    """A random model of a family with a tokenizer of its kind, learnt from more texts than it is
+    trimmed on."""
     tokenizer = {"roberta": byte_level, "xlm-roberta": unigram}.get(family, wordpiece)(CORPUS)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(
