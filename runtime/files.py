@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+HISTORY_NAME = "history.json"  # the metrics of each training epoch
+
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file by renaming a finished one, so that a killed process leaves the old file or the new one."""
