@@ -110,9 +110,11 @@ def training_plots(histories: dict[str, list[dict]]) -> list[Markup]:
     """Plots of validation macro-F1 and training loss by epoch; none if nothing was trained."""
     if not histories:
         return []
-    return [
-        Markup(plots.plot_curves(histories, metric, label, name)) for metric, label, name in CURVES
-    ]
+    shown = {visible(stage): epochs for stage, epochs in histories.items()}
+    figures = []
+    for metric, label, name in CURVES:
+        figures.append(Markup(plots.plot_curves(shown, metric, label, name)))
+    return figures
 
 
 def bar_rows(rows: list[Row]) -> list[dict[str, str]]:
