@@ -63,7 +63,7 @@ def write_run(output: Path, experiment: str = "run", texts: list[str] | None = N
     run = output / "models" / experiment
     teacher = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
     student = [[1 - (i % 7) / 7, (i % 7) / 7] for i in range(len(texts))]
-    write_predictions(run, labels, texts, teacher=teacher, fp16=student)
+    write_predictions(run, labels, texts, teacher=teacher, student=student, fp16=student)
     for stage in ("teacher", "student"):
         write_history(run / stage)
     rows = [
@@ -78,6 +78,7 @@ def write_run(output: Path, experiment: str = "run", texts: list[str] | None = N
         row["directory"] = str(run / row["stage"])
         row["macro_f1_low"] = row["macro_f1"] - 0.05
         row["macro_f1_high"] = row["macro_f1"] + 0.05
+        row["accuracy"] = 0.8
         row["agreement"] = 0.9
         row["files"] = "config.json model.safetensors"
     document = {
