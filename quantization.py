@@ -35,8 +35,9 @@ from engines import graphs
 from engines.engine import empty_model, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
+from losses import distillation_loss
 from task import Task
-from training import soft_target_loss, train_, training_settings
+from training import class_weights, train_, training_settings
 
 NF4_BLOCK = 64  # weights that share a scale
 
@@ -265,6 +266,12 @@ def train_quantization_aware(
     settings = training_settings(
         options, epochs=options.qat_epochs, learning_rate=options.lr * QAT_LR_FACTOR
     )
+    loss = partial(
+        distillation_loss,
+        alpha=options.kd_alpha,
+        temperature=options.kd_temperature,
+        weights=class_weights(splits, task, options.class_weights, options.device),
+    )
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
@@ -275,7 +282,7 @@ def train_quantization_aware(
         splits,
         out_dir,
         settings,
-        loss=soft_target_loss(splits, task, options),
+        loss=loss,
         callbacks=(KeepZeros(encoder_linears(model)),),
     )
     convert_qat_(model, bits)
