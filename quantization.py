@@ -35,9 +35,8 @@ from engines import graphs
 from engines.engine import empty_model, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
-from losses import distillation_loss
 from task import Task
-from training import class_weights, train_, training_settings
+from training import class_weights, soft_target_loss, train_, training_settings
 
 NF4_BLOCK = 64  # weights that share a scale
 
@@ -266,12 +265,8 @@ def train_quantization_aware(
     settings = training_settings(
         options, epochs=options.qat_epochs, learning_rate=options.lr * QAT_LR_FACTOR
     )
-    loss = partial(
-        distillation_loss,
-        alpha=options.kd_alpha,
-        temperature=options.kd_temperature,
-        weights=class_weights(splits, task, options.class_weights, options.device),
-    )
+    weights = class_weights(splits, task, options.class_weights, options.device)
+    loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
