@@ -133,8 +133,8 @@ def time_formats(
             available[entry.name] = call(
                 prepare_format,
                 entry.name,
-                entry.path,
-                entry.served,
+                entry.directory,
+                entry.format_name,
                 texts,
                 max_length,
                 threads,

@@ -28,7 +28,7 @@ FAULTS = (
         name="size computed from the number of parameters",
         file="evaluation.py",
         old="    total_bytes = sum(file.stat().st_size for file in files)\n",
-        new="    counts = count_parameters(model_format.path, model_format.served)\n"
+        new="    counts = count_parameters(model_format.directory, model_format.format_name)\n"
         "    total_bytes = 4 * counts.parameters\n",
         tests="tests/test_pipelines.py -k quant_only-magnitude-fp16",
     ),
