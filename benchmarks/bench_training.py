@@ -293,8 +293,8 @@ def compare_loops(setup: Setup, folder: Path) -> bool:
     distillation_s = run_distillation(setup, directories["distillation"])
     textbook_s = run_textbook(setup, directories["textbook"])
     print(
-        f"{setup.options.epochs} epochs: distillation {distillation_s:.0f} s with the teacher's forward passes, "
-        f"textbook {textbook_s:.0f} s",
+        f"{setup.options.epochs} epochs: distillation {distillation_s:.0f} s with the teacher's "
+        f"forward passes, textbook {textbook_s:.0f} s",
         flush=True,
     )
     test = setup.splits["test"]
