@@ -1,7 +1,8 @@
 """Every option of `main.py`, declared once.
 
-The parser, `--help`, the YAML files and the option tables of the docs are derived from `Options`. A stage
-is given only the options that it reads (`select`). Standard library only, so that `--help` is instant.
+The parser, `--help`, the YAML files and the option tables of the docs are derived from `Options`. A
+stage is given only the options that it reads (`select`). Standard library only, so that `--help` is
+instant.
 """
 
 import math
@@ -45,7 +46,8 @@ MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0)}
 
 
 class UserError(Exception):
-    """An error that the user can correct; each of `lines` names the flag or file, the value and the rule."""
+    """An error that the user can correct; each of `lines` names the flag or file, the value and
+    the rule."""
 
     def __init__(self, *lines: str):
         self.lines = tuple(escape_unprintable(line) for line in lines)
@@ -61,6 +63,28 @@ class UserError(Exception):
 def escape_unprintable(text: str) -> str:
     """The text with control characters and lone surrogates as escapes, such as `\\x1b`."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+class ErrorCollector:
+    """Collects the UserErrors of several checks: `with errors: check()`, then
+    `errors.raise_if_any()`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
+        if not isinstance(error, UserError):
+            return False
+        self.lines += error.lines
+        return True
+
+    def raise_if_any(self) -> None:
+        """UserError with every line that was collected, each once."""
+        if self.lines:
+            raise UserError(*dict.fromkeys(self.lines))
 
 
 @dataclass(frozen=True)
@@ -487,7 +511,8 @@ class Option:
 
 
 def value_type(hint: Any) -> tuple[type, bool]:
-    """(type of one value, whether it is a list) of an annotation such as `tuple[str, ...] | None`."""
+    """(type of one value, whether it is a list) of an annotation such as `tuple[str, ...] |
+    None`."""
     if get_origin(hint) in (Union, UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple:

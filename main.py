@@ -6,11 +6,13 @@
 import logging
 import sys
 
-from compression_config import Options, check_versions
+from compression_config import ErrorCollector, Options, check_versions
+from corpus.columns import LabelledCorpus, read_corpus
+from encoders.specs import check_specs
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
 from runtime.exit_codes import CommandContext, run_command
-from runtime.logs import set_up_process
+from runtime.logs import log_to_files, set_up_process, start_logging
 
 
 def log_level(options: Options) -> int:
@@ -20,30 +22,48 @@ def log_level(options: Options) -> int:
     return logging.DEBUG if options.verbose else logging.INFO
 
 
+def read_data(options: Options) -> LabelledCorpus:
+    """The labelled file; UserError with everything that is wrong with it and with the model specs.
+
+    It needs no torch, so that these errors are reported within a second or two.
+    """
+    errors = ErrorCollector()
+    with errors:
+        corpus = read_corpus(options)
+    with errors:
+        check_specs(expand_runs(options))
+    errors.raise_if_any()
+    return corpus
+
+
 def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
     """Run the pipelines that the command line names; only the table goes to stdout."""
     options = parse_options(argv)
     context.output_dir = options.output_dir
     context.can_resume = True
+    start_logging(log_level(options))
     check_versions()
-    set_up_process(log_level(options))
 
-    from corpus.audit import audit_table
-    from experiments.ablation import rejection_lines, write_ablation
-    from experiments.experiment import finish_experiments, open_experiments
-    from reporting.results import text_table
+    with log_to_files() as run_log:
+        corpus = read_data(options)
+        set_up_process(log_level(options))
+        # these import torch, so they come after every check that does not need it
+        from corpus.audit import audit_table
+        from experiments.ablation import rejection_lines, write_ablation
+        from experiments.experiment import finish_experiments, open_experiments
+        from reporting.results import text_table
 
-    with open_experiments(expand_runs(options)) as experiments:
-        if options.audit:
-            if is_main_process():
-                print(audit_table(experiments[0].audit))
-            return 0
-        for experiment in experiments:
-            experiment.run()
-        if not is_main_process():
-            return 0
-        results = finish_experiments(experiments)
-        rows = write_ablation(experiments, results) if options.run_ablation else results[0]
+        with open_experiments(expand_runs(options), corpus, run_log) as experiments:
+            if options.audit:
+                if is_main_process():
+                    print(audit_table(experiments[0].audit))
+                return 0
+            for experiment in experiments:
+                experiment.run()
+            if not is_main_process():
+                return 0
+            results = finish_experiments(experiments)
+            rows = write_ablation(experiments, results) if options.run_ablation else results[0]
 
     print(text_table(rows))
     rejections = rejection_lines(experiments)

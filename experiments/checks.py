@@ -1,9 +1,9 @@
-"""TODO."""
+"""Checks of a run before anything is trained, and the defaults that depend on models, data and
+hardware."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +12,15 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 import export
 import quantization
-from compression_config import PIPELINES, Options, UserError, check_installed
-from corpus.columns import LabelledCorpus, read_corpus
+from compression_config import PIPELINES, ErrorCollector, Options, UserError, check_installed
 from encoders.families import ffn_width
-from encoders.scratch import is_fresh
+from encoders.pretrained import load_tokenizer, read_config
+from encoders.specs import is_scratch, teacher_layer_ids
 from encoders.start import (
     check_start,
     config_value,
     empty_encoder,
     has_known_queries,
-    read_config,
-    start_tokenizer,
-    teacher_layer_ids,
 )
 from encoders.vocabulary import plain_backend
 from losses import KD_LOSSES
@@ -34,16 +31,24 @@ from task import Task
 
 log = logging.getLogger(__name__)
 
+DEFAULT_STUDENT = "teacher:2"
+PRETRAINED_LR = 5e-5
+SCRATCH_LR = 5e-4
+BF16_GPU_CAPABILITY = (8, 0)
+BF16_CPU_SETS = {"avx512_bf16", "amx_bf16"}
+
 
 def resolve_device(device: str) -> str:
-    """`auto` as the device that is there; UserError where cuda is asked for and absent."""
+    """`auto` as the available device; UserError if cuda is asked for and not available."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but torch finds no CUDA device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """`auto` as bf16 where the hardware computes in it, fp16 on older GPUs, fp32 elsewhere."""
+    """`auto` as bf16 if the hardware supports it, fp16 on older GPUs, else fp32."""
     if precision == "fp16" and device == "cpu":
         raise UserError(
             "--precision is fp16, but training in fp16 needs a GPU; use auto, fp32 or bf16"
@@ -51,63 +56,55 @@ def resolve_precision(precision: str, device: str) -> str:
     if precision != "auto":
         return precision
     if device == "cuda":
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    return "fp32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu.instruction_sets()) else "bf16"
+        supports_bf16 = torch.cuda.get_device_capability() >= BF16_GPU_CAPABILITY
+        return "bf16" if supports_bf16 else "fp16"
+    supports_bf16 = not BF16_CPU_SETS.isdisjoint(cpu.instruction_sets())
+    return "bf16" if supports_bf16 else "fp32"
 
 
-def check_reporting(to: str) -> None:
-    """UserError where `--report_to` names an integration that the Trainer cannot use here."""
-    for callback in get_reporting_integration_callbacks(to):
+def check_reporting(tracker: str) -> None:
+    """UserError if `--report_to` names a tracker that the Trainer cannot use here."""
+    for callback in get_reporting_integration_callbacks(tracker):
         try:
             callback()
-        except Exception as error:  # ImportError, RuntimeError and kinds of their own
+        except Exception as error:  # ImportError, RuntimeError and the trackers' own kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"--report_to is {to}, but {reason}") from None
+            raise UserError(f"--report_to is {tracker}, but {reason}") from None
 
 
 def check_finished_teacher(spec: str, task: Task) -> None:
     """Refuse `--teacher_epochs 0` for a model that was not fine-tuned on these labels."""
-    config = None if spec.startswith("scratch:") else read_config(spec, "--teacher_path")
-    architecture = (getattr(config, "architectures", None) or ["fresh"])[0]
-    if not architecture.endswith("ForSequenceClassification"):
+    if spec.startswith("scratch:"):
+        raise UserError(f"--teacher_epochs is 0, but {spec} has no fine-tuned head (fresh)")
+    config = read_config(spec, "--teacher_path")
+    architectures = getattr(config, "architectures", None) or ["unknown"]
+    if not architectures[0].endswith("ForSequenceClassification"):
         raise UserError(
-            f"--teacher_epochs is 0, but {spec} has no fine-tuned head ({architecture})"
+            f"--teacher_epochs is 0, but {spec} has no fine-tuned head ({architectures[0]})"
         )
     labels = tuple(config.id2label[i] for i in sorted(config.id2label))
     if labels != task.labels:
         raise UserError(
-            f"--teacher_epochs is 0, but {spec} predicts {', '.join(labels)} and the file holds "
+            f"--teacher_epochs is 0, but {spec} predicts {', '.join(labels)} and the file has "
             f"{', '.join(task.labels)}"
         )
 
 
 def check_tunable(task: Task) -> None:
-    """Refuse three or more classes, where one threshold decides nothing."""
+    """Refuse `--tune_threshold` for three or more classes, which are not decided by a threshold."""
     if len(task.labels) > 2 and not task.multi_label:
         raise UserError(
-            f"--tune_threshold is given, but the file has {len(task.labels)} classes; it needs two, or "
-            "several 0/1 columns"
+            f"--tune_threshold is given, but the file has {len(task.labels)} classes; it needs "
+            "two, or several 0/1 columns"
         )
 
 
-def collect_errors(*checks: Callable[[], Any]) -> None:
-    """Run every check, then raise one UserError with the lines of all that failed."""
-    lines: list[str] = []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            lines += error.lines
-    if lines:
-        raise UserError(*dict.fromkeys(lines))
-
-
 def check_processes(options: Options) -> None:
-    """Refuse a batch that cannot be shared out evenly."""
+    """Refuse a batch that cannot be divided evenly."""
     if options.batch % (process_count() * options.accumulate):
         raise UserError(
-            f"--batch is {options.batch}, but must be a multiple of {process_count()} (processes) times "
-            f"{options.accumulate} (--accumulate)"
+            f"--batch is {options.batch}, but must be a multiple of {process_count()} (processes) "
+            f"times {options.accumulate} (--accumulate)"
         )
 
 
@@ -115,177 +112,176 @@ def check_student(options: Options) -> None:
     """Refuse a student that cannot be built from this teacher."""
     check_start(options.student_path, "--student_path", options.max_length)
     if options.student_path.startswith("teacher:"):
-        teacher_layer_ids(
-            options.student_path,
-            config_value(options.teacher_path, "--teacher_path", "num_hidden_layers"),
-        )
+        layers = config_value(options.teacher_path, "--teacher_path", "num_hidden_layers")
+        teacher_layer_ids(options.student_path, layers)
     if options.kd_method != "logit":
-        check_states(options)
-    if options.student_tokenizer == "teacher" and not is_fresh(options.student_path):
+        check_state_losses(options)
+    if options.student_tokenizer == "teacher" and not is_scratch(options.student_path):
         raise UserError(
-            f"--student_tokenizer is teacher, but --student_path {options.student_path} brings its own; "
-            "only a scratch:LxH student can take another"
+            f"--student_tokenizer is teacher, but --student_path {options.student_path} has its "
+            "own; only a scratch:LxH student can use another"
         )
 
 
-def check_states(options: Options) -> None:
-    """Refuse to compare states that are not known, of different tokens, or of different numbers of heads."""
-    compared, of_teacher = KD_LOSSES[options.kd_method], options.student_path.startswith("teacher:")
-    for flag in ("teacher_path",) if of_teacher else ("teacher_path", "student_path"):
-        if {"attention", "relation"} & set(compared) and not has_known_queries(
-            getattr(options, flag), f"--{flag}"
-        ):
-            raise UserError(
-                f"--kd_method is {options.kd_method}, but which layers of --{flag} "
-                f"{getattr(options, flag)} make queries and keys is not known; use hidden or logit"
-            )
-    if of_teacher:
+def check_state_losses(options: Options) -> None:
+    """Refuse `--kd_method` if the states of teacher and student cannot be compared."""
+    losses = KD_LOSSES[options.kd_method]
+    made_of_teacher = options.student_path.startswith("teacher:")
+    flags = ["teacher_path"] if made_of_teacher else ["teacher_path", "student_path"]
+    if "attention" in losses or "relation" in losses:
+        for flag in flags:
+            check_queries_known(options, flag)
+    if made_of_teacher:
         return
-    if not same_tokens(options):
+    if not has_same_tokenizer(options):
         raise UserError(
-            f"--kd_method is {options.kd_method}, which compares token by token, but teacher and student "
-            "cut texts into different tokens; use logit, a --student_path teacher:N, or scratch:LxH with "
-            "--student_tokenizer teacher"
+            f"--kd_method is {options.kd_method}, which compares token by token, but teacher and "
+            "student tokenize differently; use logit, a --student_path teacher:N, or scratch:LxH "
+            "with --student_tokenizer teacher"
         )
-    ours, theirs = (
-        config_value(getattr(options, flag), f"--{flag}", "num_attention_heads")
-        for flag in ("student_path", "teacher_path")
-    )
-    if "attention" in compared and ours != theirs:
+    student_heads = config_value(options.student_path, "--student_path", "num_attention_heads")
+    teacher_heads = config_value(options.teacher_path, "--teacher_path", "num_attention_heads")
+    if "attention" in losses and student_heads != teacher_heads:
         raise UserError(
-            f"--kd_method is {options.kd_method}, which compares head by head, but the student has {ours} "
-            f"heads and the teacher {theirs}; use hidden or relation"
+            f"--kd_method is {options.kd_method}, which compares head by head, but the student has "
+            f"{student_heads} heads and the teacher {teacher_heads}; use hidden or relation"
         )
 
 
-def same_tokens(options: Options) -> bool:
-    """Whether a student that is not made of the teacher's layers reads the teacher's tokens."""
-    if is_fresh(options.student_path):
+def check_queries_known(options: Options, flag: str) -> None:
+    """Refuse an encoder whose query and key layers are not known."""
+    spec = getattr(options, flag)
+    if not has_known_queries(spec, f"--{flag}"):
+        raise UserError(
+            f"--kd_method is {options.kd_method}, but the query and key layers of --{flag} {spec} "
+            "are not known; use hidden or logit"
+        )
+
+
+def has_same_tokenizer(options: Options) -> bool:
+    """Whether a student that is not made of the teacher's layers has the teacher's tokenizer."""
+    if is_scratch(options.student_path):
         return options.student_tokenizer == "teacher"
-    if is_fresh(options.teacher_path):
+    if is_scratch(options.teacher_path):
         return False
-    ours, theirs = (
-        getattr(
-            start_tokenizer(getattr(options, flag), f"--{flag}", [], options.max_length),
-            "backend_tokenizer",
-            None,
-        )
-        for flag in ("student_path", "teacher_path")
-    )
-    if ours is None or theirs is None:  # not of the tokenizers library
-        return False
-    for tokenizer in (ours, theirs):
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return ours.to_str() == theirs.to_str()
+    serialized = []
+    for flag in ("student_path", "teacher_path"):
+        tokenizer = tokenizer_of(options, flag)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:  # not of the tokenizers library
+            return False
+        backend.no_truncation()
+        backend.no_padding()
+        serialized.append(backend.to_str())
+    return serialized[0] == serialized[1]
+
+
+def tokenizer_of(options: Options, flag: str) -> Any:
+    """The tokenizer of the pretrained model that `flag` names."""
+    return load_tokenizer(getattr(options, flag), f"--{flag}")
 
 
 def check_shapes(options: Options) -> None:
-    """Refuse to trim a tokenizer of another kind, or to narrow a feed-forward block that is narrower already."""
-    of_student = "distill" in PIPELINES[options.pipeline] and not options.student_path.startswith(
-        "teacher:"
-    )
-    flag = "student_path" if of_student else "teacher_path"
+    """Refuse a vocabulary that cannot be trimmed, or a feed-forward width above the model's own."""
+    distills = "distill" in PIPELINES[options.pipeline]
+    is_own_student = distills and not options.student_path.startswith("teacher:")
+    flag = "student_path" if is_own_student else "teacher_path"
     spec = getattr(options, flag)
-    if spec.startswith("scratch:") and not is_fresh(spec):
-        return  # refused already
-    cut_by = "teacher_path" if options.student_tokenizer == "teacher" else flag
-    if options.trim_vocab != "none" and not is_fresh(getattr(options, cut_by)):
-        plain_backend(
-            start_tokenizer(getattr(options, cut_by), f"--{cut_by}", [], options.max_length)
-        )
+    if spec.startswith("scratch:") and not is_scratch(spec):
+        return  # check_start refuses it
+    tokenizer_flag = "teacher_path" if options.student_tokenizer == "teacher" else flag
+    if options.trim_vocab != "none" and not is_scratch(getattr(options, tokenizer_flag)):
+        plain_backend(tokenizer_of(options, tokenizer_flag))
     if options.ffn_width is None:
         return
-    if is_fresh(spec):
-        whole = config_value(spec, f"--{flag}", "intermediate_size")
+    if is_scratch(spec):
+        own_width = config_value(spec, f"--{flag}", "intermediate_size")
     else:
         model = empty_encoder(spec, f"--{flag}")
         ffn_linears(model)
-        whole = ffn_width(model.config)
-    if (width := target_width(options.ffn_width, whole)) > whole:
-        raise UserError(f"--ffn_width is {width}, but {spec} has {whole} neurons a layer")
+        own_width = ffn_width(model.config)
+    width = target_width(options.ffn_width, own_width)
+    if width > own_width:
+        raise UserError(f"--ffn_width is {width}, but {spec} has {own_width} neurons a layer")
 
 
 def distilling_run(runs: list[Options]) -> Options:
-    """The first run that distils, else the first."""
-    return max(runs, key=lambda one: "distill" in PIPELINES[one.pipeline])
+    """The first run that distills, else the first."""
+    for run in runs:
+        if "distill" in PIPELINES[run.pipeline]:
+            return run
+    return runs[0]
 
 
-def check_runs(runs: list[Options]) -> LabelledCorpus:
-    """The labelled file of runs that differ in their pipelines; refuses, all at once, what would fail after hours of
-    training."""
-    options, stages = (
-        distilling_run(runs),
-        {stage for one in runs for stage in PIPELINES[one.pipeline]},
-    )
-    shaped = {("distill" in PIPELINES[one.pipeline], one.ffn_width): one for one in runs}
-    checks = [
-        lambda: check_processes(options),
-        lambda: check_start(options.teacher_path, "--teacher_path", options.max_length),
-        lambda: resolve_precision(options.precision, resolve_device(options.device)),
-    ]
+def check_runs(runs: list[Options], task: Task) -> None:
+    """Refuse, all at once, what would fail after hours of training; the runs differ in their
+    pipelines."""
+    options = distilling_run(runs)
+    stages = {stage for run in runs for stage in PIPELINES[run.pipeline]}
+    errors = ErrorCollector()
+    with errors:
+        check_processes(options)
+    with errors:
+        check_start(options.teacher_path, "--teacher_path", options.max_length)
+    with errors:
+        resolve_precision(options.precision, resolve_device(options.device))
     if "distill" in stages:
-        checks.append(lambda: check_student(options))
-    checks += [lambda one=one: check_shapes(one) for one in shaped.values()]
-    checks.append(lambda: check_reporting(options.report_to))
+        with errors:
+            check_student(options)
+    for run in runs:
+        with errors:
+            check_shapes(run)
+    with errors:
+        check_reporting(options.report_to)
     if "quantize" in stages:
-        checks.append(
-            lambda: check_installed(
-                "--quant_method",
-                options.quant_method,
-                quantization.REQUIREMENTS[options.quant_method],
-            )
-        )
-    checks += [
-        lambda bits=bits: check_installed("--qat", bits, quantization.QAT_REQUIREMENTS[bits])
-        for bits in {one.qat for one in runs}
-    ]
-    checks.append(
-        lambda: check_installed(
-            "--export", options.export, export.required_packages(options.export)
-        )
-    )
-    found: list[LabelledCorpus] = []
-    checks.append(lambda: found.append(read_corpus(options)))
-    collect_errors(*checks)
-    (labelled,) = found
+        with errors:
+            packages = quantization.REQUIREMENTS[options.quant_method]
+            check_installed("--quant_method", options.quant_method, packages)
+    for bits in {run.qat for run in runs}:
+        with errors:
+            check_installed("--qat", bits, quantization.QAT_REQUIREMENTS[bits])
+    with errors:
+        packages = export.required_packages(options.export)
+        check_installed("--export", options.export, packages)
+    errors.raise_if_any()
+
     if options.teacher_epochs == 0:
-        check_finished_teacher(options.teacher_path, labelled.task)
+        check_finished_teacher(options.teacher_path, task)
     if options.tune_threshold:
-        check_tunable(labelled.task)
-    return labelled
+        check_tunable(task)
 
 
 def with_default_student(runs: list[Options]) -> list[Options]:
-    """The runs with a student; says where one is given in vain."""
+    """The runs with a student; warns if --student_path is ignored."""
     first = distilling_run(runs)
     if first.student_path is None:
-        return [replace(one, student_path="teacher:2") for one in runs]
+        return [replace(run, student_path=DEFAULT_STUDENT) for run in runs]
     if "distill" not in PIPELINES[first.pipeline]:
+        pipelines = " or ".join(run.pipeline for run in runs)
         log.warning(
-            "--student_path %s is not used: %s has no distillation",
-            first.student_path,
-            " or ".join(one.pipeline for one in runs),
+            "--student_path %s is ignored: %s has no distillation", first.student_path, pipelines
         )
     return runs
 
 
+def default_lr(*, is_scratch: bool) -> float:
+    """The default learning rate of a model with random or pretrained weights."""
+    return SCRATCH_LR if is_scratch else PRETRAINED_LR
+
+
 def resolve_defaults(options: Options, columns: dict[str, Any]) -> Options:
-    """Every `auto` and every unset default replaced by what it stands for."""
+    """The options with every `auto` and every unset default replaced by its value."""
     device = resolve_device(options.device)
-    student_is_fresh = is_fresh(options.student_path) or (
-        is_fresh(options.teacher_path) and options.student_path.startswith("teacher:")
-    )
-    learner_is_fresh = (
-        student_is_fresh
-        if "distill" in PIPELINES[options.pipeline]
-        else is_fresh(options.teacher_path)
-    )
+    teacher_is_scratch = is_scratch(options.teacher_path)
+    learner_is_scratch = teacher_is_scratch
+    distills = "distill" in PIPELINES[options.pipeline]
+    if distills and not options.student_path.startswith("teacher:"):
+        learner_is_scratch = is_scratch(options.student_path)
     return replace(
         options,
         **columns,
         device=device,
         precision=resolve_precision(options.precision, device),
-        teacher_lr=options.teacher_lr or (5e-4 if is_fresh(options.teacher_path) else 5e-5),
-        lr=options.lr or (5e-4 if learner_is_fresh else 5e-5),
+        teacher_lr=options.teacher_lr or default_lr(is_scratch=teacher_is_scratch),
+        lr=options.lr or default_lr(is_scratch=learner_is_scratch),
     )

@@ -1,1 +1,2 @@
-"""What every run needs: stage directories, logs, processes, the CPU."""
+"""What every run needs: options from the command line, files, stage directories, logs,
+processes, the CPU."""

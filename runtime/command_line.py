@@ -1,4 +1,5 @@
-"""From `argv` and a YAML file to checked `Options`; every error is collected and reported at once. No torch."""
+"""From `argv` and a YAML file to checked `Options`; every error is collected and reported at
+once. No torch."""
 
 import argparse
 import os
@@ -32,13 +33,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @cache
 def build_parser() -> ArgumentParser:
-    """All flags, as text: `parse_options` converts and checks them, so that all errors are found at once."""
+    """All flags, as text: `parse_options` converts and checks them, so that all errors are found
+    at once."""
     parser = ArgumentParser(
         prog="main.py",
         allow_abbrev=False,
         usage="main.py [--pipeline NAME] [--dataset_path FILE] [options]",
-        description="Fine-tune a teacher, then distill, prune and quantize it, and report what each "
-        "step cost.",
+        description="Fine-tune a teacher, then distill, prune and quantize it, and report what "
+        "each step cost.",
     )
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for name, declared in OPTIONS.items():
@@ -167,7 +169,8 @@ def file_errors(flag: str, path: str | None) -> list[str]:
 
 
 def directory_errors(flag: str, path: str | Path, directory: Path) -> list[str]:
-    """Why nothing can be written into `directory`; empty if it can. `path` is the value of `flag`."""
+    """Why nothing can be written into `directory`; empty if it can. `path` is the value of
+    `flag`."""
     if directory.is_dir() and os.access(directory, os.W_OK | os.X_OK):
         return []
     return [f"{flag} is {path}, but {directory} is not a writable directory"]
@@ -184,8 +187,8 @@ def split_errors(options: Options) -> list[str]:
         )
     if options.num_folds and options.seeds:
         errors.append(
-            "--num_folds and --seeds are given, but a run repeats over only one of them; use --seed "
-            "for the folds"
+            "--num_folds and --seeds are given, but a run repeats over only one of them; use "
+            "--seed for the folds"
         )
     if options.num_folds and options.test_path:
         errors.append("--num_folds is given with --test_path, but folds make their own test splits")
@@ -207,7 +210,8 @@ def combination_errors(options: Options) -> list[str]:
     sources = unlabeled_sources(options)
     if sources and not options.kd_alpha and options.kd_method == "logit":
         errors.append(
-            f"--{sources[0]} is given with --kd_alpha 0, but unlabeled texts need a distillation loss"
+            f"--{sources[0]} is given with --kd_alpha 0, but unlabeled texts need a "
+            "distillation loss"
         )
     if options.trim_vocab != "none" and options.kd_method != "logit" and "distill" in stages:
         errors.append(
@@ -240,12 +244,10 @@ def unused_options(options: Options) -> dict[str, str]:
     uses_soft_targets = distills or recovers or options.qat != "none"
     sources = unlabeled_sources(options)
     unused = {}
-    if sources and not uses_soft_targets:
-        if sources == ["augment"] or options.trim_vocab == "none":
-            reason = (
-                f"--{sources[0]} is given, but {pipeline} trains nothing on the teacher's outputs"
-            )
-            unused |= dict.fromkeys(sources, reason)
+    is_used_to_trim = options.unlabeled_path and options.trim_vocab != "none"
+    if sources and not uses_soft_targets and not is_used_to_trim:
+        reason = f"--{sources[0]} is given, but {pipeline} trains nothing on the teacher's outputs"
+        unused |= dict.fromkeys(sources, reason)
     if options.ffn_width and not uses_soft_targets:
         unused["ffn_width"] = (
             f"--ffn_width is given, but {pipeline} has no training afterwards to recover the loss"
@@ -323,7 +325,8 @@ def unknown_arguments(words: list[str]) -> list[str]:
 
 
 def parse_options(argv: list[str] | None = None) -> Options:
-    """Command line and `--config` file as `Options`; raises one UserError with every error found."""
+    """Command line and `--config` file as `Options`; raises one UserError with every error
+    found."""
     given, unknown = build_parser().parse_known_args(argv)
     errors = unknown_arguments(unknown)
     entries: Entries = {}

@@ -1,28 +1,28 @@
-"""The CPU as the system describes it; nothing where it does not say."""
-
-from __future__ import annotations
+"""The CPU as the operating system describes it."""
 
 import platform
 from pathlib import Path
 
 
 def cpu_fields() -> dict[str, str]:
-    """What Linux tells of the first core."""
+    """The entries of /proc/cpuinfo for the first core; empty on other systems."""
     try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        first_core = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
         return {}
-    return {
-        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)
-    }
+    entries = {}
+    for line in first_core.splitlines():
+        name, _, value = line.partition(":")
+        entries[name.strip()] = value.strip()
+    return entries
 
 
 def cpu_name() -> str:
-    """The CPU's name, as far as it is known."""
+    """The model name of the CPU, or its architecture if unknown."""
     return cpu_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def instruction_sets() -> list[str]:
-    """What it can do, in the system's words."""
-    found = cpu_fields()
-    return (found.get("flags") or found.get("Features", "")).split()
+    """Instruction sets as the kernel names them, such as `avx512_vnni`; empty if unknown."""
+    entries = cpu_fields()
+    return (entries.get("flags") or entries.get("Features", "")).split()

@@ -1,8 +1,9 @@
-"""The processes of one run: plain `python main.py` is one, `accelerate launch` and `torchrun` start several.
+"""The processes of one run: `python main.py` is one; `accelerate launch` and `torchrun` start
+several.
 
-All of them walk through the same code and train together; only the first writes models and results, evaluates, times
-and speaks. Environment variables that
-both launchers set (RANK, WORLD_SIZE) say which process this is; torch is imported where there are several.
+All processes execute the same code and train together. Only the main process writes models and
+results, evaluates, benchmarks and logs. Both launchers set RANK and WORLD_SIZE, so that a process
+knows its index before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,58 +13,60 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
-Result = TypeVar("Answer")
-
-BARRIER_TIMEOUT = timedelta(days=7)  # how long the others wait while the first evaluates and times
+Result = TypeVar("Result")
+BARRIER_TIMEOUT = timedelta(days=7)  # the others wait while the main process evaluates
 
 
 def process_count() -> int:
-    """How many processes share the run."""
+    """The number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def process_index() -> int:
-    """The number of this process, from 0."""
+    """The index of this process, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this process writes and logs."""
     return process_index() == 0
 
 
 def join_processes(device: str) -> None:
-    """Connect the processes, once; gloo carries what lies on the CPU, nccl what lies on GPUs."""
-    import torch
-
-    if process_count() > 1 and not torch.distributed.is_initialized():
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=BARRIER_TIMEOUT
-        )
-
-
-def broadcast_from_main(ask: Callable[[], Result]) -> Result:
-    """The first process's answer, in all of them; its error too."""
+    """Connect the processes once: gloo for CPU tensors, nccl for GPU tensors."""
     if process_count() == 1:
-        return ask()
+        return
     import torch
 
-    told: list = [None, None]
+    if torch.distributed.is_initialized():
+        return
+    backend = "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        backend = "cpu:gloo,cuda:nccl"
+    torch.distributed.init_process_group(backend, timeout=BARRIER_TIMEOUT)
+
+
+def broadcast_from_main(compute: Callable[[], Result]) -> Result:
+    """Call `compute` in the main process; every process returns its result, or raises its error."""
+    if process_count() == 1:
+        return compute()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list = [None, None]  # result, error
     if is_main_process():
         try:
-            told[0] = ask()
+            outcome[0] = compute()
         except Exception as error:
-            told[1] = error
-    torch.distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            outcome[1] = error
+    result, error = broadcast_object_list(outcome, from_process=0)
+    if error is not None:
+        raise error
+    return result
 
 
 def wait_for_everyone() -> None:
-    """Return once every process has come here."""
+    """Return once every process has reached this point."""
     if process_count() > 1:
         import torch
 

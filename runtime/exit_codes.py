@@ -24,7 +24,8 @@ MIN_FREE_BYTES = 2**20
 
 @dataclass
 class CommandContext:
-    """What error messages need to know about the running command; `body` fills it in as it learns it."""
+    """What error messages need to know about the running command; `body` fills it in as it
+    learns it."""
 
     output_dir: str = "."
     can_resume: bool = False  # whether the same command continues where this one stopped
@@ -53,8 +54,8 @@ def run_command(
             raise
         hint = "finished stages are kept; " if context.can_resume else ""
         print(
-            f"{program}: error: no space left in {context.output_dir}; {hint}free some space and run "
-            "the same command again",
+            f"{program}: error: no space left in {context.output_dir}; {hint}free some space and "
+            "run the same command again",
             file=sys.stderr,
         )
         return 1

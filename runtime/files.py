@@ -1,14 +1,20 @@
-"""Whole-or-absent files and their hashes. Standard library only."""
+"""Whole-or-absent files, their hashes, and the names of files that several modules know. No
+torch."""
 
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+RECORD_NAME = "stage.json"  # how a stage was made
+HISTORY_NAME = "history.json"  # the metrics of each training epoch
+
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file by renaming a finished one, so that a killed process leaves the old file or the new one."""
+    """Write a file by renaming a finished one: a killed process leaves the old file or the new
+    one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     partial.replace(path)
@@ -17,6 +23,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def file_sha256(path: Path) -> str:
@@ -29,3 +40,16 @@ def json_digest(value: Any) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A hard link, or a copy if the file system does not support links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a directory with hard links where possible."""
+    shutil.copytree(source, target, copy_function=link_or_copy, dirs_exist_ok=True)

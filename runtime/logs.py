@@ -1,7 +1,7 @@
-"""What a run says on stderr and in its log file: our own lines and progress bars, without libraries' chatter. No torch.
+"""What a run logs on stderr and into its log file: our own lines and progress bars. No torch.
 
-The level of a run is one of logging's: INFO, for `--quiet` ERROR, for `--verbose` DEBUG. Processes started from here
-speak at the same level.
+The level of a run is INFO, ERROR for `--quiet`, or DEBUG for `--verbose`. Library logs are shown at
+DEBUG only. Worker processes use the same level.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -19,145 +19,162 @@ from pathlib import Path
 from compression_config import UserError
 from runtime.distributed import is_main_process
 
-NOISY_LOGGERS = (
-    "torch.utils._pytree",
-)  # warns, at each import of torchao, of what concerns torchao's makers
-
-LIBRARY_LOGGERS = (
-    "transformers",
-    "datasets",
-    "huggingface_hub",
-)  # each has handlers and a level of its own
-
-BAR_INTERVAL_IN_FILES_S = "10"  # between two states of a bar where stderr is a file or a pipe
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("corpus", "encoders", "engines", "experiments", "reporting", "runtime")
 OUR_LOGGERS = ("__main__", *PACKAGES, *(path.stem for path in ROOT.glob("*.py")))
+LIBRARY_LOGGERS = ("transformers", "datasets", "huggingface_hub")  # they install handlers
+NOISY_LOGGERS = ("torch.utils._pytree",)  # warns about torchao's own code at each import
+BAR_INTERVAL_IN_FILES_S = "10"  # between two states of a bar if stderr is a file or a pipe
+JOINERS = "\u200c\u200d"  # zero-width joiners are part of words in several scripts
 
 
 class EscapingFormatter(logging.Formatter):
-    """Log lines in which nothing that comes from a file, such as a label's name, steers the terminal."""
+    """Escapes control characters, so that text from a file cannot control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line with control characters and the like as escapes."""
-        text = super().format(record)
-        return "".join(
-            c if c.isprintable() or c in "\n\u200c\u200d" else repr(c)[1:-1] for c in text
-        )
+        """The line with unprintable characters as escapes."""
+        escaped = []
+        for char in super().format(record):
+            is_allowed = char.isprintable() or char == "\n" or char in JOINERS
+            escaped.append(char if is_allowed else repr(char)[1:-1])
+        return "".join(escaped)
 
 
 class ProgressBarHandler(logging.Handler):
-    """Writes log lines to stderr without tearing a progress bar apart."""
+    """Writes log lines to stderr above a progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
-        from tqdm import tqdm  # reads TQDM_DISABLE when it is imported
+        """Write one line."""
+        from tqdm import tqdm  # it reads TQDM_DISABLE when it is imported
 
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 class LogFile(logging.FileHandler):
-    """Appends log lines with their times; a full disk costs lines, not the run."""
+    """Appends log lines with their times; a full disk loses lines but does not stop the run."""
 
     def __init__(self, path: Path):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
         self.setFormatter(EscapingFormatter("%(asctime)s %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Nothing: whoever fills the disk is told by the run."""
+        """Ignore the error: the run itself reports a full disk."""
 
     def close(self) -> None:
-        """Close the file, whatever could not be written."""
+        """Close the file, whether or not everything could be written."""
         with suppress(OSError):
             super().close()
 
 
+def progress_bar_handlers() -> list[ProgressBarHandler]:
+    """Our handlers on the root logger."""
+    handlers = logging.getLogger().handlers
+    return [handler for handler in handlers if isinstance(handler, ProgressBarHandler)]
+
+
 def current_level() -> int:
-    """The level at which this process speaks."""
-    shown = (
-        handler.level
-        for handler in logging.getLogger().handlers
-        if isinstance(handler, ProgressBarHandler)
-    )
-    return next(shown, logging.INFO)
+    """The log level of this process."""
+    handlers = progress_bar_handlers()
+    return handlers[0].level if handlers else logging.INFO
+
+
+def library_level(level: int) -> int:
+    """The level of library logs at our `level`."""
+    return logging.INFO if level == logging.DEBUG else logging.ERROR
 
 
 def start_logging(level: int = logging.INFO) -> None:
-    """Send our log of this level to stderr; libraries speak only of errors, at DEBUG of more. At ERROR there are no
-    bars. Call it before libraries are imported."""
+    """Send log lines of this level to stderr. Call it before libraries are imported.
+
+    At ERROR there are no progress bars. Only the main process logs below ERROR.
+    """
     if not is_main_process():
         level = logging.ERROR
     if level == logging.ERROR:
         os.environ["TQDM_DISABLE"] = "1"
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", BAR_INTERVAL_IN_FILES_S)
-    root, shown = logging.getLogger(), ProgressBarHandler(level)
-    shown.setFormatter(EscapingFormatter())
-    for handler in [
-        handler for handler in root.handlers if isinstance(handler, ProgressBarHandler)
-    ]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    root = logging.getLogger()
+    for handler in progress_bar_handlers():
         root.removeHandler(handler)
-    root.addHandler(shown)
-    root.setLevel(logging.INFO if level == logging.DEBUG else logging.ERROR)
+    handler = ProgressBarHandler(level)
+    handler.setFormatter(EscapingFormatter())
+    root.addHandler(handler)
+    root.setLevel(library_level(level))
     for name in OUR_LOGGERS:
         logging.getLogger(name).setLevel(min(level, logging.INFO))
     for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.INFO if level == logging.DEBUG else logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        logging.getLogger(name).setLevel(library_level(level))
+
     logging.captureWarnings(level == logging.DEBUG)
     if level > logging.DEBUG:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
 
-@contextmanager
-def log_to_files() -> Iterator[Callable[..., None]]:
-    """A function that names the files which the log of the block is appended to: what was said before its call too,
-    and last what ended the block, where that was an error."""
-    root, files = logging.getLogger(), []
-    held = MemoryHandler(
-        sys.maxsize, flushLevel=sys.maxsize
-    )  # until there is somewhere to write to
-    root.addHandler(held)
+class RunLog:
+    """Buffers log lines until `write_to` names the files that they are appended to."""
 
-    def write_to(*paths: Path) -> None:
-        root.removeHandler(held)
+    def __init__(self) -> None:
+        self.buffer = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
+        self.files: list[LogFile] = []
+
+    def write_to(self, *paths: Path) -> None:
+        """Append the buffered lines and all further ones to these files."""
+        root = logging.getLogger()
+        root.removeHandler(self.buffer)
         for path in paths:
-            files.append(LogFile(path))
-            root.addHandler(files[-1])
-            for record in held.buffer:
-                files[-1].handle(record)
+            file = LogFile(path)
+            for record in self.buffer.buffer:
+                file.handle(record)
+            root.addHandler(file)
+            self.files.append(file)
 
+    def write_error(self, error: BaseException) -> None:
+        """Append the error that ended the run: its message, and a traceback if it is unexpected."""
+        if isinstance(error, UserError | KeyboardInterrupt):
+            text = f"error: {error}" if str(error) else "interrupted"
+        else:
+            text = "".join(traceback.format_exception(error)).rstrip()
+        for file in self.files:
+            file.handle(logging.makeLogRecord({"msg": text}))
+
+
+@contextmanager
+def log_to_files() -> Iterator[RunLog]:
+    """A log of the block, and of the error that ends it, if any."""
+    run_log = RunLog()
+    root = logging.getLogger()
+    root.addHandler(run_log.buffer)
     try:
-        yield write_to
+        yield run_log
     except BaseException as error:
-        told = isinstance(error, UserError | KeyboardInterrupt)
-        said = f"error: {error}" if str(error) else "stopped"
-        trace = "" if told else "".join(traceback.format_exception(error)).rstrip()
-        for file in files:
-            file.handle(logging.makeLogRecord({"msg": trace or said}))
+        run_log.write_error(error)
         raise
     finally:
-        for handler in (held, *files):
+        for handler in (run_log.buffer, *run_log.files):
             root.removeHandler(handler)
             handler.close()
 
 
 def set_up_process(level: int = logging.INFO) -> None:
-    """Set up a process that loads models: our log, and no bar for each model that is read from disk."""
+    """Set up a process that loads models: our log, and no progress bar for each file that is
+    loaded."""
     start_logging(level)
-    import datasets  # noqa: F401  (sets up its logger, as the others do)
+    import datasets  # noqa: F401  (it configures its logger when it is imported)
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    for name in LIBRARY_LOGGERS:  # through our handlers
+    for name in LIBRARY_LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(logging.INFO if level == logging.DEBUG else logging.ERROR)
+        logger.setLevel(library_level(level))
     disable_progress_bar()
-    (
-        disable_progress_bars if level == logging.ERROR else enable_progress_bars
-    )()  # those of downloads
+    if level == logging.ERROR:
+        disable_progress_bars()  # of downloads
+    else:
+        enable_progress_bars()

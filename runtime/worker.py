@@ -1,6 +1,4 @@
-"""TODO."""
-
-from __future__ import annotations
+"""A fresh process that measures models: it has not trained or loaded any of them before."""
 
 import multiprocessing
 import os
@@ -13,23 +11,30 @@ from typing import Any
 from runtime.logs import current_level, set_up_process
 
 
+def exit_with_parent() -> None:
+    """Wait for the parent process to end, even if it is killed, then exit."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def start_worker(level: int) -> None:
-    """Set up the measuring process: it ends with its parent, even with one that was killed."""
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    """Set up the measuring process; it ends together with its parent."""
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     set_up_process(level)
 
 
 @contextmanager
 def measuring_process() -> Iterator[Callable[..., Any]]:
-    """`call(function, *arguments)` in one other process, started anew: it has seen no model of ours."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        1, mp_context=spawn, initializer=start_worker, initargs=(current_level(),)
-    ) as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+    """`call(function, *arguments)`, which runs in another, freshly started process."""
+    pool = ProcessPoolExecutor(
+        max_workers=1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=start_worker,
+        initargs=(current_level(),),
+    )
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        return pool.submit(function, *arguments).result()
+
+    with pool:
+        yield call

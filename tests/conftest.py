@@ -1,4 +1,5 @@
-"""Fixtures of all tests: tiny data, one measuring process, no network, one thread. Importing this loads no torch."""
+"""Fixtures of all tests: tiny data, one measuring process, no network, one thread. Importing
+this loads no torch."""
 
 import os
 
@@ -48,7 +49,8 @@ def in_measuring_process():
 
 @pytest.fixture(autouse=True)
 def restore_logging():
-    """A run that a test starts in this process leaves no handlers, levels or hidden progress bars behind."""
+    """A run that a test starts in this process leaves no handlers, levels or hidden progress
+    bars behind."""
     from runtime.logs import OUR_LOGGERS, ProgressBarHandler
 
     bars = os.environ.get("TQDM_DISABLE")

@@ -1,4 +1,5 @@
-"""Measurement that tests can afford: one shared process, each format timed once, none started in a fresh one."""
+"""Measurement that tests can afford: one shared process, each format timed once, none started in
+a fresh one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,5 @@
-"""Several pipelines in one table: every distinct stage, evaluation and timing once, killed or not."""
+"""Several pipelines in one table: every distinct stage, evaluation and timing once, interrupted
+or not."""
 
 import csv
 import io
@@ -19,22 +20,10 @@ from experiments import stages
 from reporting import results
 from runtime.command_line import expand_runs, parse_options
 
-SMALL = [
-    "--teacher_path",
-    "scratch:1x64",
-    "--student_path",
-    "teacher:1",
-    "--teacher_epochs",
-    "2",
-    "--epochs",
-    "1",
-    "--fine_tune_epochs",
-    "1",
-    "--max_length",
-    "32",
-    "--device",
-    "cpu",
-]
+SMALL = (
+    "--teacher_path scratch:1x64 --student_path teacher:1 --teacher_epochs 2 --epochs 1 "
+    "--fine_tune_epochs 1 --max_length 32 --device cpu"
+).split()
 MADE = {
     "teacher": 1,
     "linear": 1,
@@ -44,12 +33,13 @@ MADE = {
     "prune": 2,
     "quantize": 4,
 }
-FORMS = 9  # linear, teacher, student, two pruned, four in fp16
+FORMATS = 9  # linear, teacher, student, two pruned, four in fp16
 
 
 @pytest.fixture(scope="module")
 def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
-    """All eight pipelines, killed while the third is pruned and begun again; what was made, measured and printed."""
+    """All eight pipelines, killed while the third is pruned and begun again; what was made,
+    measured and printed."""
     from main import main
 
     output, write_record, measure = (
@@ -70,9 +60,9 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
             evaluated.append(arguments[0].name)
         return in_measuring_process(function, *arguments)
 
-    def note_timed(forms, *arguments):
-        timed.append(len(forms))
-        return measure(forms, *arguments, timed=("latency_ms_p50", "throughput"))
+    def note_timed(formats, *arguments):
+        timed.append(len(formats))
+        return measure(formats, *arguments, timed=("latency_ms_p50", "throughput"))
 
     argv = ["--run_ablation", "--dataset_path", str(tiny_csv), "--output_dir", str(output), *SMALL]
     with quick_measuring(note_evaluated), pytest.MonkeyPatch.context() as patch:
@@ -102,7 +92,7 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
     )
 
 
-def test_a_killed_ablation_goes_on_and_makes_each_distinct_stage_once(ablation):
+def test_an_interrupted_ablation_resumes_and_makes_each_distinct_stage_once(ablation):
     assert ablation.codes == [130, 0] and not ablation.shipped
     assert len(set(ablation.made)) == len(ablation.made)
     assert Counter(name for name, _ in ablation.made) == MADE
@@ -111,15 +101,15 @@ def test_a_killed_ablation_goes_on_and_makes_each_distinct_stage_once(ablation):
     assert list(ablation.output.rglob("*.partial")) == []
 
 
-def test_equal_forms_are_evaluated_once_and_timed_once(ablation):
-    assert len(ablation.evaluated) == FORMS and ablation.timed == [FORMS]
+def test_equal_formats_are_evaluated_once_and_timed_once(ablation):
+    assert len(ablation.evaluated) == FORMATS and ablation.timed == [FORMATS]
     times = {}
     for row in (row for rows in ablation.results.values() for row in rows):
         fingerprint = json.loads((Path(row["directory"]) / "stage.json").read_text())["fingerprint"]
         times.setdefault((fingerprint, row["bytes"]), set()).add(
             (row["latency_ms_p50"], row["throughput"])
         )
-    assert len(times) == FORMS and all(len(found) == 1 for found in times.values())
+    assert len(times) == FORMATS and all(len(found) == 1 for found in times.values())
 
 
 def test_the_rows_are_those_of_the_experiments(ablation):
@@ -152,7 +142,7 @@ def test_the_rows_are_those_of_the_experiments(ablation):
 
 def test_the_table_is_printed_written_and_printed_again(ablation, capsys):
     lines = ablation.printed.splitlines()
-    assert lines[0].split()[:4] == ["Pipeline", "Form", "Size", "(MB)"] and len(lines) == 2 + 9
+    assert lines[0].split()[:4] == ["Pipeline", "Format", "Size", "(MB)"] and len(lines) == 2 + 9
     for line, row in zip(lines[2:], ablation.document["rows"], strict=True):
         assert (
             line.split()[:2] == [row["pipeline"], row["stage"]]
@@ -234,12 +224,13 @@ def test_an_option_that_some_pipelines_have_no_use_for_is_left_out_of_them_alone
     [
         (
             "--pipeline kd_only --run_ablation",
-            "--run_ablation and --pipeline are given, but an ablation runs the pipelines that stand after --run_ablation",
+            "--run_ablation and --pipeline are given, but an ablation runs the pipelines named after "
+            "--run_ablation",
         ),
         (
             "--run_ablation baseline --experiment mine",
             "--run_ablation and --experiment are given, but each pipeline of an "
-            "ablation is an experiment with a name of its own",
+            "ablation is an experiment with its own name",
         ),
         (
             "--run_ablation kd_only baseline kd_only",
@@ -247,9 +238,8 @@ def test_an_option_that_some_pipelines_have_no_use_for_is_left_out_of_them_alone
         ),
         ("--run_ablation kd", f"--run_ablation is kd, but must be one of {', '.join(PIPELINES)}"),
         (
-            "--run_ablation --prune_scope layer --prune_method wanda",
-            "--prune_scope is layer with --prune_method wanda, but "
-            "Wanda compares weights within rows alone",
+            "--run_ablation --prune_schedule cubic --fine_tune_epochs 0",
+            "--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes during recovery",
         ),
     ],
 )

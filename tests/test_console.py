@@ -1,4 +1,5 @@
-"""What a run says: a line and a reason for each stage, bars with the time left, a log file; and how to hush it."""
+"""What a run says: a line and a reason for each stage, bars with the time left, a log file; and
+how to hush it."""
 
 import logging
 import os
@@ -15,27 +16,17 @@ from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
 from compression_config import REPORTERS, Options, UserError, command_line
-from experiments.stages import DOES, STAGES
+from experiments.plan import STAGES
 from runtime import logs
 from runtime.command_line import parse_options
 from runtime.logs import LogFile, current_level, log_to_files, set_up_process, start_logging
 from training import EpochLogger
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "--pipeline",
-    "baseline",
-    "--teacher_path",
-    "scratch:1x64",
-    "--teacher_epochs",
-    "2",
-    "--max_length",
-    "32",
-    "--device",
-    "cpu",
-    "--experiment",
-    "run",
-]
+SMALL = (
+    "--pipeline baseline --teacher_path scratch:1x64 --teacher_epochs 2 --max_length 32 "
+    "--device cpu --experiment run"
+).split()
 QUIET = """
 import sys
 from contextlib import ExitStack
@@ -64,19 +55,19 @@ def argv(tiny_csv, tmp_path) -> list[str]:
     return [*SMALL, "--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path)]
 
 
-def test_every_stage_says_what_it_does_and_why():
-    assert set(DOES) == set(STAGES)
+def test_every_stage_describes_what_it_does_and_why():
     options = replace(Options(), student_path="teacher:2", ffn_width=0.5)
-    for name, says in DOES.items():
-        what, why = says(options).split(": ", maxsplit=1)
-        assert len(what) > 10 and len(why) > 10, name
-    assert "scratch:4x256 on the labels, at most 5 epochs" in DOES["teacher"](options)
-    assert "take owner/name as it is" in DOES["teacher"](
-        replace(options, teacher_epochs=0, teacher_path="owner/name")
-    )
-    assert "set 40 % of the weights of the encoder's Linears (all) to zero by magnitude" in DOES[
-        "prune"
-    ](options)
+    descriptions = {}
+    for stage in STAGES:
+        descriptions[stage.name] = stage.describe(stage.selected_options(options))
+        action, reason = descriptions[stage.name].split(": ", maxsplit=1)
+        assert len(action) > 10 and len(reason) > 10, stage.name
+    assert "scratch:4x256 on the labels, up to 5 epochs" in descriptions["teacher"]
+    assert "Linears (all) to a sparsity of 0.4 by magnitude" in descriptions["prune"]
+    untrained = replace(options, teacher_epochs=0, fine_tune_epochs=0)
+    for stage in STAGES:
+        if stage.name in ("teacher", "prune"):
+            assert " without " in stage.describe(stage.selected_options(untrained))
 
 
 def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
@@ -85,16 +76,16 @@ def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
     assert run_main(argv) == 0
     shown = capsys.readouterr().err
     assert (
-        "stage teacher: fine-tune scratch:1x64 on the labels, at most 2 epochs: all that follows is"
+        "stage teacher: fine-tune scratch:1x64 on the labels, up to 2 epochs: the reference"
         in shown
     )
-    assert "stage linear: fit TF-IDF and logistic regression: a transformer must earn" in shown
+    assert "stage linear: fit TF-IDF and logistic regression: the baseline" in shown
     assert re.search(
         r"training, steps:.*\| 4/8 \[\d\d:\d\d<\d\d:\d\d, .*it/s\]", shown
     )  # elapsed < left
     log = tmp_path / "models" / "run" / "run.log"
     first = lines_of(log)
-    assert first[0] == f"experiment run, logged in {log}: {command_line(parse_options(argv))}"
+    assert first[0] == f"experiment run, log in {log}: {command_line(parse_options(argv))}"
     assert (
         all(line in shown for line in first)
         and "it/s" not in log.read_text()
@@ -104,16 +95,14 @@ def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
     again = lines_of(log)
     assert again[: len(first)] == first  # appended
     (said,) = [line for line in again[len(first) :] if line.startswith("stage teacher: ")]
-    assert said.startswith(
-        f"stage teacher: remembered from {log.parent / 'teacher'}, not made again: fine-tune"
-    )
+    assert said.startswith(f"stage teacher: reused from {log.parent / 'teacher'}: fine-tune")
 
 
-def test_a_quiet_process_shows_errors_alone_and_no_bars(tmp_path, capsys):
+def test_a_quiet_process_shows_only_errors_and_no_bars(tmp_path, capsys):
     start_logging(logging.ERROR)
-    with log_to_files() as write_to:
-        write_to(tmp_path / "run.log")
-        ours = logging.getLogger("stages")
+    with log_to_files() as run_log:
+        run_log.write_to(tmp_path / "run.log")
+        ours = logging.getLogger("experiments.stages")
         for say in (ours.info, logging.getLogger("torch").warning, ours.error):
             say("said")
     assert capsys.readouterr().err == "said\n" and lines_of(tmp_path / "run.log") == [
@@ -143,7 +132,7 @@ def test_quiet_leaves_errors_and_the_table(argv, tmp_path):
         "teacher",
     ]
     log = "\n".join(lines_of(tmp_path / "models" / "run" / "run.log"))
-    assert "stage teacher: fine-tune" in log and "stage teacher: remembered" in log
+    assert "stage teacher: fine-tune" in log and "stage teacher: reused" in log
 
 
 @pytest.fixture
@@ -154,7 +143,7 @@ def talkative():
     logging.captureWarnings(False)
 
 
-def test_verbose_lets_libraries_and_our_own_details_be_heard(
+def test_verbose_shows_library_logs_and_our_debug_output(
     run_main, argv, tmp_path, capsys, talkative
 ):
     assert run_main([*argv, "--verbose", "--teacher_epochs", "1"]) == 0
@@ -167,15 +156,15 @@ def test_verbose_lets_libraries_and_our_own_details_be_heard(
         assert said in shown and said in log
     assert run_main([*argv, "--verbose", "--quiet"]) == 2
     assert (
-        "--quiet and --verbose are given, but a run can be only one of them"
+        "--quiet and --verbose are given, but only one of them is possible"
         in capsys.readouterr().err
     )
 
 
-def test_only_the_first_of_several_processes_speaks(monkeypatch, capsys):
+def test_only_the_main_process_logs(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     start_logging()
-    logging.getLogger("stages").info("spoken twice")
+    logging.getLogger("experiments.stages").info("logged twice")
     assert (
         current_level() == logging.ERROR
         and os.environ["TQDM_DISABLE"] == "1"
@@ -194,7 +183,7 @@ def test_bars_of_a_resumed_training_start_where_it_does(capsys):
     bars.on_train_end(None, state, None)
 
 
-def test_the_log_file_holds_what_came_before_it_and_what_ended_the_run(tmp_path):
+def test_the_log_file_has_earlier_lines_and_the_error_that_ended_the_run(tmp_path):
     start_logging()
     log = logging.getLogger("data")
     for error in (
@@ -202,9 +191,9 @@ def test_the_log_file_holds_what_came_before_it_and_what_ended_the_run(tmp_path)
         KeyboardInterrupt(),
         ZeroDivisionError("by zero"),
     ):
-        with pytest.raises(type(error)), log_to_files() as write_to:
+        with pytest.raises(type(error)), log_to_files() as run_log:
             log.warning("rows are dropped")
-            write_to(tmp_path / "run.log")
+            run_log.write_to(tmp_path / "run.log")
             log.info("a name with \x1b[31m and \u202e")
             raise error
     lines = lines_of(tmp_path / "run.log")
@@ -215,7 +204,7 @@ def test_the_log_file_holds_what_came_before_it_and_what_ended_the_run(tmp_path)
         "--seed is x",
     ]
     assert (
-        lines[6] == "stopped"
+        lines[6] == "interrupted"
         and lines[9].startswith("Traceback")
         and lines[-1] == "ZeroDivisionError: by zero"
     )
@@ -227,20 +216,20 @@ def test_the_log_file_holds_what_came_before_it_and_what_ended_the_run(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(capsys):
+def test_a_full_disk_loses_log_lines_and_nothing_else(capsys):
     start_logging()
-    with log_to_files() as write_to:
-        write_to(Path("/dev/full"))
+    with log_to_files() as run_log:
+        run_log.write_to(Path("/dev/full"))
         logging.getLogger("data").info("one line")
     assert capsys.readouterr().err == "one line\n"
     assert LogFile.handleError is not logging.Handler.handleError
 
 
-def test_a_refused_folder_keeps_its_log(run_main, argv, tmp_path, capsys):
+def test_a_refused_directory_gets_no_log(run_main, argv, tmp_path, capsys):
     folder = tmp_path / "models" / "run"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("pipeline: kd_only\n")
-    assert run_main(argv) == 2 and "holds a run with other options" in capsys.readouterr().err
+    assert run_main(argv) == 2 and "is a run with other options" in capsys.readouterr().err
     assert not (folder / "run.log").exists()
 
 
@@ -253,9 +242,7 @@ class Recorder(TrainerCallback):
         self.told.append((args.run_name, os.environ.get("TENSORBOARD_LOGGING_DIR"), logs))
 
 
-def test_report_to_is_handed_to_the_trainer_and_changes_no_stage(
-    run_main, argv, tmp_path, monkeypatch
-):
+def test_report_to_reaches_the_trainer_and_changes_no_stage(run_main, argv, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # given back after the test
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     Recorder.told.clear()
@@ -267,12 +254,12 @@ def test_report_to_is_handed_to_the_trainer_and_changes_no_stage(
     assert run_main(argv) == 0  # no other options, and nothing made again
     assert Recorder.told == []
     assert any(
-        "stage teacher: remembered" in line
+        "stage teacher: reused" in line
         for line in lines_of(tmp_path / "models" / "run" / "run.log")
     )
 
 
-def test_an_integration_that_is_not_installed_is_refused_before_anything_is_made(
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     run_main, argv, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
@@ -323,7 +310,7 @@ def test_the_names_of_report_to_are_those_of_the_trainer():
         ],
     ],
 )
-def test_the_command_of_some_options_gives_them_again(words, tmp_path):
+def test_the_printed_command_parses_to_the_same_options(words, tmp_path):
     options = parse_options(words)
     assert parse_options(shlex.split(command_line(options))[2:]) == options
     (tmp_path / "run.yaml").write_text("batch: 16\naudit: true\n")

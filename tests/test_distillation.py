@@ -1,4 +1,5 @@
-"""Losses of states against values by hand and independent references; live teachers; texts without labels."""
+"""Losses of states against values by hand and independent references; live teachers; texts
+without labels."""
 
 import json
 import math

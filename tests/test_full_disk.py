@@ -1,4 +1,5 @@
-"""A disk that fills up during a stage costs one line; what was finished stays, and with room the run goes on."""
+"""A disk that fills up during a stage costs one line; what was finished stays, and with room the
+run goes on."""
 
 import os
 import shutil

@@ -1,4 +1,5 @@
-"""The scorer: it decides as the engines do, gives back what it read, goes on where it was killed, and refuses."""
+"""The scorer: it decides as the engines do, gives back what it read, goes on where it was
+killed, and refuses."""
 
 import csv
 import errno

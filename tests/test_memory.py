@@ -1,9 +1,10 @@
-"""Remembered, resumable: nothing is made twice, nothing stale is taken, and a killed run goes on exactly."""
+"""Caching and resuming: nothing is computed twice, nothing stale is reused, and a killed run
+resumes exactly."""
 
 import json
 import re
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,16 +20,19 @@ from data import load_splits
 from encoders.start import start_teacher
 from experiments import stages
 from experiments.checks import resolve_defaults
-from experiments.stages import LEAVES, STAGES, StageRunner
+from experiments.plan import STAGES, Role
+from experiments.stages import StageRunner
 from losses import hard_label_loss
 from runtime import artifacts
 from runtime.command_line import config_entries, parse_options
 from training import is_finished, last_checkpoint, load_best_weights_, train_
 
+BY_NAME = {stage.name: stage for stage in STAGES}
+LEAVES = [stage.name for stage in STAGES if stage.role is Role.FORMAT]
 TRUNK = ["teacher", "start", "trim", "narrow", "distill", "prune", "qat"]
 ALL, AFTER_TRAINING = {*TRUNK, *LEAVES}, {"prune", "qat", *LEAVES}
 AFTER_SHAPE = {"distill"} | AFTER_TRAINING
-INVALIDATES = {  # option -> the stages (the linear reference apart) that must be made again when it changes
+INVALIDATES = {  # option -> the stages, without baselines, that it invalidates
     "dataset_path": ALL,
     "text_column": ALL,
     "label_columns": ALL,
@@ -58,12 +62,8 @@ INVALIDATES = {  # option -> the stages (the linear reference apart) that must b
     "kd_alpha": AFTER_SHAPE,
     "kd_temperature": AFTER_SHAPE,
     "kd_method": AFTER_SHAPE,
-    "kd_hidden_weight": AFTER_SHAPE,
-    "kd_attention_weight": AFTER_SHAPE,
-    "kd_relation_weight": AFTER_SHAPE,
     "prune_method": AFTER_TRAINING,
     "prune_sparsity": AFTER_TRAINING,
-    "prune_scope": AFTER_TRAINING,
     "prune_schedule": AFTER_TRAINING,
     "prune_layers": AFTER_TRAINING,
     "fine_tune_epochs": AFTER_TRAINING,
@@ -117,21 +117,30 @@ def test_the_list_of_what_invalidates_what_is_complete():
 
 @pytest.mark.parametrize("option", sorted(set(INVALIDATES) - FROM_THE_FILE))
 def test_an_option_invalidates_the_stages_that_read_it_and_those_after(option):
-    read = [
-        name
-        for name in [*TRUNK, *LEAVES]
-        if option in {f.name for f in fields(STAGES[name].options)}
-    ]
-    after = {*TRUNK[TRUNK.index(read[0]) :], *LEAVES} if read and read[0] in TRUNK else set(read)
-    assert after == INVALIDATES[option]
+    read = [name for name in [*TRUNK, *LEAVES] if option in BY_NAME[name].options]
+    invalidated = set(read)
+    if read and read[0] in TRUNK:
+        invalidated = {*TRUNK[TRUNK.index(read[0]) :], *LEAVES}
+    assert invalidated == INVALIDATES[option]
+
+
+def test_the_stages_of_the_table_are_those_of_the_plan():
+    compared_only = {stage.name for stage in STAGES if stage.is_compared_only}
+    assert {*TRUNK, *LEAVES} == set(BY_NAME) - compared_only - {"tune"}
 
 
 @pytest.mark.parametrize(
     "option, value",
     [("validation_fraction", 0.2), ("test_fraction", 0.3), ("data_fraction", 0.5), ("seed", 7)],
 )
-def test_an_option_of_the_data_changes_what_every_stage_rests_on(option, value, tiny_csv):
-    assert rests_on(tiny_csv) == rests_on(tiny_csv) != rests_on(tiny_csv, **{option: value})
+def test_an_option_of_the_data_changes_what_every_stage_teacher_fingerprint(
+    option, value, tiny_csv
+):
+    assert (
+        teacher_fingerprint(tiny_csv)
+        == teacher_fingerprint(tiny_csv)
+        != teacher_fingerprint(tiny_csv, **{option: value})
+    )
 
 
 def opened(path: Path, **options) -> StageRunner:
@@ -141,37 +150,47 @@ def opened(path: Path, **options) -> StageRunner:
     return StageRunner("", path.parent, path.parent, options, splits, task)
 
 
-def rests_on(path: Path, **options) -> str:
-    return opened(path, **options).fingerprint("teacher", "scratch:1x64")
+def fingerprint(runner: StageRunner, name: str) -> str:
+    """The fingerprint of one step of the runner's plan."""
+    (step,) = [step for step in runner.plan if step.stage.name == name]
+    return runner.fingerprint(step)
+
+
+def teacher_fingerprint(path: Path, **options) -> str:
+    return fingerprint(opened(path, **options), "teacher")
 
 
 def test_a_student_of_another_teacher_is_another_student(tiny_csv, tmp_path):
-    one, other = finished(tmp_path / "one", "abc"), finished(tmp_path / "other", "def")
-    run = opened(tiny_csv)
-    assert (
-        run.fingerprint("distill", one)
-        == run.fingerprint("distill", one)
-        != run.fingerprint("distill", other)
-    )
-    assert run.fingerprint("prune", one) != run.fingerprint("prune", other)
+    runner = opened(tiny_csv)
+    runner.directory = tmp_path
+    fingerprints = []
+    for of_parents in ("abc", "abc", "def"):
+        for name in ("teacher", "distill"):
+            finished(tmp_path / name, of_parents)
+        fingerprints.append([fingerprint(runner, name) for name in ("distill", "prune")])
+    first, same_parents, other_parents = fingerprints
+    assert first == same_parents
+    assert first[0] != other_parents[0] and first[1] != other_parents[1]
 
 
-def test_other_numbers_of_processes_make_other_stages(tiny_csv, monkeypatch):
-    alone = rests_on(tiny_csv)
+def test_the_number_of_processes_is_part_of_the_fingerprint_of_a_trained_stage(
+    tiny_csv, monkeypatch
+):
+    alone = teacher_fingerprint(tiny_csv)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert rests_on(tiny_csv) != alone
+    assert teacher_fingerprint(tiny_csv) != alone
 
 
-def test_one_changed_cell_changes_what_every_stage_rests_on(tiny_csv, tmp_path):
+def test_one_changed_cell_changes_what_every_stage_teacher_fingerprint(tiny_csv, tmp_path):
     table = pd.read_csv(tiny_csv)
     table.loc[
         load_splits(Options(dataset_path=str(tiny_csv)))[0]["train"]["id"][0], "Comments"
     ] += "."
     table.to_csv(tmp_path / "changed.csv", index=False)
-    assert rests_on(tmp_path / "changed.csv") != rests_on(tiny_csv)
+    assert teacher_fingerprint(tmp_path / "changed.csv") != teacher_fingerprint(tiny_csv)
 
 
-def test_other_weights_of_a_local_teacher_are_another_source(tmp_path):
+def test_the_weights_of_a_local_teacher_are_part_of_its_hash(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     before = artifacts.source_hash(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"two")
@@ -208,19 +227,19 @@ def test_an_error_leaves_the_target_absent_and_the_next_try_starts_clean(tmp_pat
     assert list((tmp_path / "stage").iterdir()) == [] and list(tmp_path.glob("*.partial")) == []
 
 
-def test_what_killed_runs_left_goes_at_any_depth(tmp_path):
+def test_partial_directories_of_killed_runs_are_deleted_at_any_depth(tmp_path):
     (tmp_path / "outputs" / "train.abc.partial").mkdir(parents=True)
     (tmp_path / "teacher.abc.partial").mkdir()
-    artifacts.remove_partials(tmp_path)
+    artifacts.delete_partials(tmp_path)
     assert list(tmp_path.rglob("*.partial")) == []
 
 
-def test_a_stage_killed_between_its_record_and_its_rename_is_adopted(tmp_path):
+def test_a_stage_killed_between_its_record_and_its_rename_is_published(tmp_path):
     made = finished(tmp_path / "stage", "abc")
     made.rename(artifacts.partial_path(made, "abc"))
-    artifacts.recover_finished(made, "other")
+    artifacts.publish_if_finished(made, "other")
     assert not made.exists()
-    artifacts.recover_finished(made, "abc")
+    artifacts.publish_if_finished(made, "abc")
     assert made.exists() and list(tmp_path.glob("*.partial")) == []
 
 
@@ -277,43 +296,43 @@ def newest(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_csv, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tiny_csv, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     return train(tiny_csv, folder), newest(folder), folder
 
 
 @pytest.mark.parametrize(
     "step", [2, 6, 10]
 )  # four steps an epoch: before any checkpoint, in the second, in the third
-def test_a_killed_training_goes_on_to_the_same_weights(step, tiny_csv, tmp_path, undisturbed):
+def test_a_killed_training_resumes_to_the_same_weights(step, tiny_csv, tmp_path, uninterrupted):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_csv, tmp_path, Kill(step))
     best = train(tiny_csv, tmp_path)
     assert same(
-        newest(tmp_path), undisturbed[1]
+        newest(tmp_path), uninterrupted[1]
     )  # the last weights too: the best could hide a divergence
-    assert same(best, undisturbed[0])
+    assert same(best, uninterrupted[0])
 
 
-def test_a_training_that_had_ended_is_not_trained_on(tiny_csv, tmp_path, undisturbed):
-    shutil.copytree(undisturbed[2], tmp_path / "again")
+def test_a_finished_training_is_not_continued(tiny_csv, tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[2], tmp_path / "again")
     assert is_finished(last_checkpoint(tmp_path / "again" / "checkpoints"), 4, 2)
     best = train(tiny_csv, tmp_path / "again", Kill(1), Kill(5), Kill(17))
-    assert same(best, undisturbed[0])
+    assert same(best, uninterrupted[0])
 
 
 @pytest.mark.parametrize(
     "missing", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "model.safetensors"]
 )
-def test_a_checkpoint_that_lacks_a_file_is_not_taken(missing, tmp_path, undisturbed):
-    shutil.copytree(undisturbed[2] / "checkpoints", tmp_path / "checkpoints")
+def test_a_checkpoint_with_a_missing_file_is_ignored(missing, tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[2] / "checkpoints", tmp_path / "checkpoints")
     last = last_checkpoint(tmp_path / "checkpoints")
     (last / missing).unlink()
     assert last_checkpoint(tmp_path / "checkpoints") != last
 
 
-def test_a_checkpoint_with_a_torn_state_is_not_taken(tmp_path, undisturbed):
-    shutil.copytree(undisturbed[2] / "checkpoints", tmp_path / "checkpoints")
+def test_a_checkpoint_with_a_truncated_state_is_ignored(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[2] / "checkpoints", tmp_path / "checkpoints")
     last = last_checkpoint(tmp_path / "checkpoints")
     text = (last / "trainer_state.json").read_text()
     (last / "trainer_state.json").write_text(text[: len(text) // 2])
@@ -333,25 +352,13 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path):
     assert model.weight.item() == 1.0
 
 
-SMALL = [
-    "--teacher_path",
-    "scratch:1x64",
-    "--student_path",
-    "teacher:1",
-    "--teacher_epochs",
-    "1",
-    "--epochs",
-    "1",
-    "--fine_tune_epochs",
-    "1",
-    "--max_length",
-    "32",
-    "--device",
-    "cpu",
-]
+SMALL = (
+    "--teacher_path scratch:1x64 --student_path teacher:1 --teacher_epochs 1 --epochs 1 "
+    "--fine_tune_epochs 1 --max_length 32 --device cpu"
+).split()
 
 
-def remembered(output: Path, name: str) -> dict[str, bool]:
+def reused(output: Path, name: str) -> dict[str, bool]:
     document = json.loads((output / "compressed_models" / name / "results_final.json").read_text())
     return {row["stage"]: row["remembered"] for row in document["rows"]}
 
@@ -367,16 +374,16 @@ def first_run(tiny_csv, tmp_path_factory, in_measuring_process):
     return output
 
 
-def test_the_same_command_makes_nothing_again(first_run, run_main, tiny_csv, monkeypatch):
+def test_the_same_command_recomputes_nothing(first_run, run_main, tiny_csv, monkeypatch):
     def forbidden(*_):
-        raise AssertionError("a stage was made again")
+        raise AssertionError("a stage was computed again")
 
     monkeypatch.setattr(stages, "measure_cost", forbidden)
     argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(first_run), *SMALL]
     assert run_main([*argv, "--experiment", "first"]) == 0
-    assert all(remembered(first_run, "first").values())
+    assert all(reused(first_run, "first").values())
     assert run_main([*argv, "--experiment", "second"]) == 0  # no stage reads --experiment
-    assert all(remembered(first_run, "second").values())
+    assert all(reused(first_run, "second").values())
 
 
 def test_another_temperature_does_not_run_the_teacher_again(
@@ -396,10 +403,10 @@ def test_another_temperature_does_not_run_the_teacher_again(
         *SMALL,
     ]
     assert run_main([*argv, "--experiment", "warmer"]) == 0
-    assert remembered(first_run, "warmer")["student"] is False
+    assert reused(first_run, "warmer")["student"] is False
 
 
-def test_another_quantization_remembers_all_before_it(first_run, run_main, tiny_csv):
+def test_another_quantization_reuses_all_earlier_stages(first_run, run_main, tiny_csv):
     argv = [
         "--dataset_path",
         str(tiny_csv),
@@ -410,7 +417,7 @@ def test_another_quantization_remembers_all_before_it(first_run, run_main, tiny_
         *SMALL,
     ]
     assert run_main([*argv, "--experiment", "static"]) == 0
-    assert remembered(first_run, "static") == {
+    assert reused(first_run, "static") == {
         "linear": True,
         "teacher": True,
         "student": True,
@@ -419,7 +426,7 @@ def test_another_quantization_remembers_all_before_it(first_run, run_main, tiny_
     }
 
 
-def test_a_name_that_holds_other_options_is_refused_unless_overwritten(
+def test_the_name_of_a_run_with_other_options_is_refused_unless_overwritten(
     first_run, run_main, tiny_csv, capsys
 ):
     argv = [
@@ -438,16 +445,12 @@ def test_a_name_that_holds_other_options_is_refused_unless_overwritten(
     )  # as a version without --qat wrote it
     assert run_main(changed) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (
-        "--experiment second holds a run with other options (--fine_tune_epochs 1, not 2)" in said
-    )
+    assert "--experiment second is a run with other options (--fine_tune_epochs 1, not 2)" in said
     assert run_main([*changed, "--overwrite"]) == 0
-    assert remembered(first_run, "second")["pruned"] is False
+    assert reused(first_run, "second")["pruned"] is False
 
 
-def test_looking_at_the_data_leaves_what_a_killed_run_had_begun(
-    first_run, run_main, tiny_csv, capsys
-):
+def test_an_audit_keeps_the_checkpoints_of_a_killed_run(first_run, run_main, tiny_csv, capsys):
     begun = first_run / "models" / "second" / "prune.abc.partial" / "checkpoints"
     begun.mkdir(parents=True)
     argv = [
@@ -463,7 +466,7 @@ def test_looking_at_the_data_leaves_what_a_killed_run_had_begun(
     assert run_main([*argv, "--fine_tune_epochs", "2"]) == 0 and not begun.is_dir()
 
 
-def test_reuse_takes_stages_from_another_folder(first_run, run_main, tiny_csv, tmp_path):
+def test_reuse_finds_stages_in_another_directory(first_run, run_main, tiny_csv, tmp_path):
     argv = [
         "--dataset_path",
         str(tiny_csv),
@@ -474,7 +477,7 @@ def test_reuse_takes_stages_from_another_folder(first_run, run_main, tiny_csv, t
         *SMALL,
     ]
     assert run_main([*argv, "--reuse", str(first_run)]) == 0
-    assert all(remembered(tmp_path, "r").values())
+    assert all(reused(tmp_path, "r").values())
 
 
 def test_the_file_that_a_run_writes_reproduces_it(first_run, run_main, tmp_path):
@@ -485,10 +488,10 @@ def test_the_file_that_a_run_writes_reproduces_it(first_run, run_main, tmp_path)
         kept["label_columns"]
     )
     assert run_main([*argv, "--reuse", str(first_run)]) == 0
-    assert all(remembered(tmp_path, "again").values())
+    assert all(reused(tmp_path, "again").values())
 
 
-def test_the_command_line_wins_over_the_file(tmp_path):
+def test_the_command_line_takes_precedence_over_the_file(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "batch: 16\nlr: 1e-4\noverwrite: true\nlabel_columns: [a, b]\n"
     )

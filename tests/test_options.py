@@ -1,19 +1,20 @@
-"""The command line: every knob declared once, every error at once, and no torch for `--help`."""
+"""The command line: every option declared once, every error at once, and no torch for `--help`."""
 
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from compression_config import (
+    GROUPS,
     OPTIONS,
     PIPELINES,
     Options,
     UserError,
     as_record,
     option_table,
-    select,
 )
 from runtime.command_line import build_parser, parse_options
 
@@ -33,14 +34,33 @@ def test_defaults_are_the_documented_ones():
     )
 
 
-def test_every_option_stands_in_help_once_and_in_one_group():
+def test_every_option_is_in_help_once_and_in_one_of_at_most_ten_groups():
     text = build_parser().format_help()
     assert set(OPTIONS) == set(as_record(Options()))
     assert sorted(re.findall(r"^  --(\w+)", text, re.M)) == sorted(OPTIONS)
-    assert sum(option_table(group).count("| `--") for group in OPTION_GROUPS) == len(OPTIONS)
-    assert [name for name, (_, field) in OPTIONS.items() if field.metadata["main"]] == list(
-        MAIN_FLAGS
-    )
+    assert sum(option_table(group).count("| `--") for group in GROUPS) == len(OPTIONS)
+    assert {declared.group for declared in OPTIONS.values()} == set(GROUPS) and len(GROUPS) == 10
+
+
+def test_a_list_option_and_an_optional_one_take_their_types_from_the_annotation():
+    assert (OPTIONS["seeds"].kind, OPTIONS["seeds"].is_list) == (int, True)
+    assert (OPTIONS["lr"].kind, OPTIONS["lr"].is_list) == (float, False)
+    assert (OPTIONS["quiet"].kind, OPTIONS["student_path"].kind) == (bool, str)
+
+
+@pytest.mark.parametrize("word", ["--prune_scope", "--prune_scope=row", "--kd_hidden_weight"])
+def test_a_removed_option_answers_with_what_replaced_it(word):
+    with pytest.raises(UserError, match=f"{word.partition('=')[0]} was removed: .{{20,}}"):
+        parse_options([word])
+
+
+def test_a_config_file_of_an_earlier_version_may_have_removed_options_at_their_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("batch: 16\nprune_scope: row\nkd_relation_weight: 1.0\n")
+    assert parse_options(["--config", str(path)]).batch == 16
+    path.write_text("prune_scope: global\n")
+    with pytest.raises(UserError, match="--prune_scope was removed"):
+        parse_options(["--config", str(path)])
 
 
 def test_values_are_converted():
@@ -75,7 +95,7 @@ def test_all_errors_come_at_once_each_with_flag_value_and_rule():
         "--batch is 0, but must be at least 1",
         "--prune_sparsity is nan, but must be in [0, 1)",
         "--kd_temperature is 0, but must be above 0",
-        "--epochs is x, but must be a whole number",
+        "--epochs is x, but must be an integer",
         "--quant_method is int3, but must be one of fp16, dynamic, static, int4",
     )
 
@@ -97,21 +117,24 @@ def test_bad_values_are_refused(words, said):
     assert said in str(caught.value)
 
 
-def test_a_stage_sees_its_own_options_alone():
-    from experiments.stages import STAGES
+def test_a_stage_is_given_only_the_options_that_it_reads():
+    from experiments.plan import STAGES
 
-    for stage in STAGES.values():
-        group = select(parse_options([]), stage.options)
-        assert not hasattr(group, "pipeline") and not hasattr(group, "dataset_path")
-    others = {"teacher", "linear", "plain", "tune", "start", "trim", "narrow", "qat", "export"}
-    assert set(PIPELINES["kd_prune_quant"]) | others == set(STAGES)
+    options = replace(parse_options([]), student_path="teacher:2")
+    for stage in STAGES:
+        selected = stage.selected_options(options)
+        assert set(vars(selected)) == set(stage.options)
+        with pytest.raises(AttributeError):
+            _ = selected.dataset_path
+    named = {name for stages in PIPELINES.values() for name in stages}
+    assert named < {stage.name for stage in STAGES}
 
 
 def test_choices_equal_the_functions_behind_them():
     from pruning import SCORERS
     from quantization import QUANTIZERS
 
-    choices = {name: field.metadata["choices"] for name, (_, field) in OPTIONS.items()}
+    choices = {name: declared.choices for name, declared in OPTIONS.items()}
     assert set(choices["prune_method"]) == set(SCORERS)
     assert set(choices["quant_method"]) == set(QUANTIZERS)
     assert len(choices["pipeline"]) == 8

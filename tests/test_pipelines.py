@@ -1,94 +1,96 @@
-"""Every chain of stages from the command line to reloaded artifacts, on a tiny teacher."""
+"""Every pipeline and method, from the command line to reloaded artifacts, on a tiny teacher."""
 
 import csv
+import io
+import itertools
 import json
 import subprocess
 import sys
 import tarfile
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import zstandard
+from measuring import quick_measuring
 from safetensors.torch import load_file
 
 from compression_config import PIPELINES, Options
 from data import load_splits
-from experiments.experiment import Experiment
+from experiments.experiment import default_name
 from quantization import QUANTIZERS
 from task import Task
 
 METHODS = {"prune": ("magnitude", "wanda"), "quantize": ("fp16", "dynamic", "static", "int4")}
-SMALL = [
-    "--teacher_path",
-    "scratch:2x64",
-    "--student_path",
-    "teacher:1",
-    "--teacher_epochs",
-    "4",
-    "--epochs",
-    "2",
-    "--fine_tune_epochs",
-    "1",
-    "--max_length",
-    "32",
-    "--device",
-    "cpu",
-    "--calibration_samples",
-    "16",
-]
+SMALL = (
+    "--teacher_path scratch:2x64 --student_path teacher:1 --teacher_epochs 4 --epochs 2 "
+    "--fine_tune_epochs 1 --max_length 32 --device cpu --calibration_samples 16"
+).split()
 
 
-def chains() -> list[tuple[str, str, str]]:
-    """Every distinct (pipeline, prune method, quantization): a method only where its stage runs."""
-    return [
-        (pipeline, prune, quant)
-        for pipeline, stages in PIPELINES.items()
-        for prune in (METHODS["prune"] if "prune" in stages else ("magnitude",))
-        for quant in (METHODS["quantize"] if "quantize" in stages else ("fp16",))
-    ]
+class FinishedRun(NamedTuple):
+    """What one run returned, printed and wrote."""
+
+    code: int
+    printed: str
+    document: dict  # results_final.json
+    rows: list[dict]  # of results_final.csv
+
+
+def combinations() -> list[tuple[str, str, str]]:
+    """Every distinct (pipeline, prune method, quantization): a method only if its stage runs."""
+    found = []
+    for pipeline, stages in PIPELINES.items():
+        prune_methods = METHODS["prune"] if "prune" in stages else ("magnitude",)
+        quant_methods = METHODS["quantize"] if "quantize" in stages else ("fp16",)
+        found += itertools.product([pipeline], prune_methods, quant_methods)
+    return found
+
+
+def read_results(output: Path, name: str) -> tuple[dict, list[dict]]:
+    directory = output / "compressed_models" / name
+    document = json.loads((directory / "results_final.json").read_text())
+    with (directory / "results_final.csv").open(newline="", encoding="utf-8") as file:
+        return document, list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> Path:
-    """One folder for all chains, so that they share the stages they have in common."""
-    return tmp_path_factory.mktemp("chains")
+    """One directory for all runs, so that they share stages."""
+    return tmp_path_factory.mktemp("pipelines")
 
 
-def read(output: Path, name: str) -> tuple[dict, list[dict]]:
-    directory = output / "compressed_models" / name
-    with (directory / "results_final.csv").open(newline="", encoding="utf-8") as file:
-        return json.loads((directory / "results_final.json").read_text()), list(
-            csv.DictReader(file)
-        )
+@pytest.fixture(scope="module")
+def finished_runs(output, tiny_csv, in_measuring_process) -> dict[tuple, FinishedRun]:
+    """Every combination, run once in the shared directory."""
+    from main import main
+
+    runs = {}
+    with quick_measuring(in_measuring_process):
+        for pipeline, prune, quant in combinations():
+            name = f"{pipeline}-{prune}-{quant}"
+            argv = f"--pipeline {pipeline} --prune_method {prune} --quant_method {quant}".split()
+            argv += ["--dataset_path", str(tiny_csv), "--output_dir", str(output)]
+            with redirect_stdout(io.StringIO()) as printed:
+                code = main([*argv, "--experiment", name, *SMALL])
+            results = read_results(output, name)
+            runs[pipeline, prune, quant] = FinishedRun(code, printed.getvalue(), *results)
+    return runs
 
 
-@pytest.mark.parametrize("pipeline, prune, quant", chains())
-def test_chain(pipeline, prune, quant, run_main, tiny_csv, output, capsys):
-    name = f"{pipeline}-{prune}-{quant}"
-    argv = [
-        "--pipeline",
-        pipeline,
-        "--prune_method",
-        prune,
-        "--quant_method",
-        quant,
-        "--dataset_path",
-        str(tiny_csv),
-        "--output_dir",
-        str(output),
-        "--experiment",
-        name,
-        *SMALL,
-    ]
-    assert run_main(argv) == 0
-    document, rows = read(output, name)
-    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["Stage", "Size", "(MB)"]
-    assert [row["stage"] for row in rows] == expected_rows(pipeline, quant)
-    assert document["config"]["pipeline"] == rows[0]["config.pipeline"] == pipeline
-    check_rows(document["rows"], PIPELINES[pipeline], output)
+@pytest.mark.parametrize("pipeline, prune, quant", combinations())
+def test_a_pipeline_writes_a_complete_row_for_each_stage(
+    pipeline, prune, quant, finished_runs, output
+):
+    run = finished_runs[pipeline, prune, quant]
+    assert run.code == 0
+    assert run.printed.splitlines()[0].split()[:3] == ["Stage", "Size", "(MB)"]
+    assert [row["stage"] for row in run.rows] == expected_rows(pipeline, quant)
+    assert run.document["config"]["pipeline"] == run.rows[0]["config.pipeline"] == pipeline
+    check_rows(run.document["rows"], PIPELINES[pipeline], output)
 
 
 def expected_rows(pipeline: str, quant: str) -> list[str]:
@@ -123,7 +125,7 @@ def check_rows(rows: list[dict], stages: tuple[str, ...], output: Path) -> None:
         assert final["sparsity"] >= by_stage["pruned"]["sparsity"] - 1e-9
 
 
-def test_every_row_is_measured_on_the_test_rows_alone(output, tiny_csv):
+def test_every_row_is_measured_on_the_test_rows(finished_runs, output, tiny_csv):
     wanted = load_splits(Options(dataset_path=str(tiny_csv)))[0]["test"]["id"][:]
     found = [
         pd.read_parquet(path)["id"].tolist()
@@ -132,7 +134,7 @@ def test_every_row_is_measured_on_the_test_rows_alone(output, tiny_csv):
     assert found and all(ids == wanted for ids in found)
 
 
-def test_stages_in_common_are_made_once(output):
+def test_shared_stages_are_made_once(finished_runs, output):
     made = [
         json.loads(path.read_text())["fingerprint"]
         for path in output.glob("models/*/teacher/stage.json")
@@ -142,7 +144,7 @@ def test_stages_in_common_are_made_once(output):
     assert len(inodes) == 1
 
 
-def test_pruned_weights_on_disk_are_zero(output):
+def test_pruned_weights_on_disk_are_zero(finished_runs, output):
     directory = output / "models" / "kd_prune-wanda-fp16" / "prune"
     weights = load_file(directory / "model.safetensors")
     query = weights["bert.encoder.layer.0.attention.self.query.weight"]
@@ -150,21 +152,23 @@ def test_pruned_weights_on_disk_are_zero(output):
     assert (weights["classifier.weight"] == 0).sum() == 0
 
 
-def test_no_partial_folder_is_left(output):
+def test_no_partial_directory_is_left(finished_runs, output):
     assert list(output.rglob("*.partial")) == []
 
 
-def test_a_fresh_process_reloads_every_final_form_as_evaluated(output):
-    """Plain transformers for what it reads, and plain `pipeline` on raw texts for the table's decisions."""
+def test_a_fresh_process_reloads_every_final_format_as_evaluated(finished_runs, output):
+    """Plain transformers for what it reads, and plain `pipeline` on raw texts for the table's
+    decisions."""
     checker = Path(__file__).parent / "reload_artifacts.py"
     done = subprocess.run(
         [sys.executable, checker, output], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert f"{len(chains()) + sum('dynamic' in chain for chain in chains())} forms" in done.stdout
+    count = len(combinations()) + sum(quant == "dynamic" for _, _, quant in combinations())
+    assert f"{count} form" in done.stdout
 
 
-def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output):
+def test_the_student_is_reshaped_before_it_is_trained(run_main, tiny_csv, output):
     argv = [
         "--pipeline",
         "kd_prune_quant",
@@ -186,7 +190,7 @@ def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output)
         *SMALL,
     ]
     assert run_main(argv) == 0
-    document, _ = read(output / "shapes", "run")
+    document, _ = read_results(output / "shapes", "run")
     rows = {row["stage"]: row for row in document["rows"]}
     assert list(rows) == [
         "linear",
@@ -215,7 +219,7 @@ def test_shapes_change_before_the_student_is_trained(run_main, tiny_csv, output)
 
 
 @pytest.mark.parametrize("method", ["static", "dynamic"])
-def test_the_artifact_holds_every_form_as_it_was_measured(method, run_main, tiny_csv, output):
+def test_the_artifact_has_every_format_as_it_was_measured(method, run_main, tiny_csv, output):
     argv = [
         "--pipeline",
         "kd_quant",
@@ -232,7 +236,7 @@ def test_the_artifact_holds_every_form_as_it_was_measured(method, run_main, tiny
         *SMALL,
     ]
     assert run_main(argv) == 0
-    document, _ = read(output, f"both-{method}")
+    document, _ = read_results(output, f"both-{method}")
     shipped = output / "compressed_models" / f"both-{method}"
     record = json.loads((shipped / "stage.json").read_text())
     for row in document["rows"]:
@@ -249,13 +253,13 @@ def test_the_artifact_holds_every_form_as_it_was_measured(method, run_main, tiny
 @pytest.mark.parametrize(
     "file, stem", [("my comments (1).final.csv", "my_comments__1_"), ("মন্তব্য-২.csv", "মন্তব্য-২")]
 )
-def test_a_run_is_named_after_its_file_and_a_shell_reads_nothing_into_it(file, stem):
+def test_a_run_is_named_after_its_file_without_shell_characters(file, stem):
     options = replace(Options(), pipeline="kd_only", dataset_path=f"some where/{file}")
-    name = Experiment.default_name(SimpleNamespace(task=Task(("0", "1"), False)), options, [])
+    name = default_name(options, [], Task(("0", "1"), False))
     assert name[:-7] == f"kd_only_{stem}"
 
 
-def test_without_distillation_the_teacher_itself_is_shrunk(run_main, tiny_csv, output):
+def test_without_distillation_the_teacher_itself_is_reshaped(run_main, tiny_csv, output):
     argv = [
         "--dataset_path",
         str(tiny_csv),
@@ -271,7 +275,7 @@ def test_without_distillation_the_teacher_itself_is_shrunk(run_main, tiny_csv, o
     )
     assert run_main([*argv, "--pipeline", "quant_only", "--experiment", "quantized"]) == 0
     stages = [
-        [row["stage"] for row in read(output / "shapes", name)[0]["rows"]]
+        [row["stage"] for row in read_results(output / "shapes", name)[0]["rows"]]
         for name in ("pruned", "quantized")
     ]
     assert stages == [
@@ -280,9 +284,9 @@ def test_without_distillation_the_teacher_itself_is_shrunk(run_main, tiny_csv, o
     ]
 
 
-def test_the_bundle_holds_the_artifact_and_shows_what_zeros_are_worth(output):
+def test_the_archive_has_the_artifact_and_is_smaller_for_pruned_weights(finished_runs, output):
     artifact = output / "compressed_models" / "kd_prune-wanda-fp16"
-    document, _ = read(output, artifact.name)
+    document, _ = read_results(output, artifact.name)
     rows = {row["stage"]: row for row in document["rows"]}
     with (
         zstandard.open(f"{artifact}.tar.zst", "rb") as packed,
@@ -319,7 +323,7 @@ def test_multi_label_from_loss_to_table(run_main, tiny_multilabel_csv, output):
         *SMALL,
     ]
     assert run_main(argv) == 0
-    document, rows = read(output / "multi", "run")
+    document, rows = read_results(output / "multi", "run")
     assert document["problem_type"] == "multi_label_classification"
     assert {"f1.rude", "precision.ad", "recall.threat"} <= set(rows[0])
     config = json.loads(

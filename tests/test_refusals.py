@@ -1,4 +1,5 @@
-"""Every user error: one line each, all at once, exit code 2, nothing written, before any model is loaded."""
+"""Every user error: one line each, all at once, exit code 2, nothing written, before any model
+is loaded."""
 
 import gzip
 import json
@@ -37,7 +38,9 @@ def refused(tmp_path, capsys, monkeypatch, in_measuring_process):
     from experiments import stages
     from main import main
 
-    monkeypatch.setattr(stages.Chain, "stage", lambda *_: pytest.fail("a stage was begun"))
+    monkeypatch.setattr(
+        stages.StageRunner, "run_step", lambda *_: pytest.fail("a stage was started")
+    )
 
     def run(argv: list[str], content: str | bytes | None = BALANCED) -> list[str]:
         path, out = tmp_path / "file.csv", tmp_path / "out"
@@ -157,19 +160,19 @@ def test_several_errors_come_together(refused, tmp_path):
         ("--device cuda", "--device is cuda, but torch finds no CUDA device"),
         (
             "--trim_vocab 299",
-            "--trim_vocab is 299, but must be none, used, auto or a whole number of at least 300",
+            "--trim_vocab is 299, but must be none, used, auto or an integer of at least 300",
         ),
         ("--trim_vocab some", "--trim_vocab is some, but must be none, used, auto"),
         (
             "--trim_vocab auto --kd_method relation",
-            "numbers its tokens otherwise than the teacher; use logit",
+            "uses different token ids from the teacher; use logit",
         ),
         (
             "--ffn_width 1.5",
-            "--ffn_width is 1.5, but must be a share in (0, 1) or a whole number of at least 8",
+            "--ffn_width is 1.5, but must be a fraction in (0, 1) or an integer of at least 8",
         ),
-        ("--ffn_width 1", "--ffn_width is 1, but must be a share in (0, 1)"),
-        ("--ffn_width 0", "--ffn_width is 0, but must be a share"),
+        ("--ffn_width 1", "--ffn_width is 1, but must be a fraction in (0, 1)"),
+        ("--ffn_width 0", "--ffn_width is 0, but must be a fraction"),
         ("--ffn_width 2048", "--ffn_width is 2048, but scratch:4x256 has 1024 neurons a layer"),
         (
             "--ffn_width 300 --student_path scratch:1x64",
@@ -177,11 +180,14 @@ def test_several_errors_come_together(refused, tmp_path):
         ),
         (
             "--ffn_width 0.5 --pipeline quant_only",
-            "trains nothing afterwards that would make it good",
+            "has no training afterwards to recover the loss",
         ),
-        ("--ffn_width 0.5 --pipeline prune_only --fine_tune_epochs 0", "trains nothing afterwards"),
-        ("--prune_scope global --prune_method wanda", "Wanda compares weights within rows alone"),
-        ("--prune_schedule cubic --fine_tune_epochs 0", "it prunes while recovery trains"),
+        (
+            "--ffn_width 0.5 --pipeline prune_only --fine_tune_epochs 0",
+            "has no training afterwards",
+        ),
+        ("--prune_scope global", "--prune_scope was removed: weights are always compared within"),
+        ("--prune_schedule cubic --fine_tune_epochs 0", "it prunes during recovery"),
         (
             "--run_ablation baseline kd_only --teacher_path scratch:6x64 --student_path teacher:9",
             "--student_path is teacher:9, but the teacher has 6",
@@ -277,19 +283,19 @@ def test_a_finished_teacher_with_other_labels_is_refused(refused, tmp_path):
     (line,) = refused(
         ["--teacher_path", str(folder), "--student_path", "teacher:1", "--teacher_epochs", "0"]
     )
-    assert "predicts spam, ham and the file holds 0, 1" in line
+    assert "predicts spam, ham and the file has 0, 1" in line
 
 
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("bach: 16", "'bach' is no option"),
-        ("batch: sixteen", "--batch is sixteen, but must be a whole number"),
+        ("bach: 16", "'bach' is not an option"),
+        ("batch: sixteen", "--batch is sixteen, but must be an integer"),
         ("batch: [1, 2]", "batch must be one value"),
-        ("batch: 1\nbatch: 2", "gives batch twice"),
-        ("just words", "must hold lines such as"),
+        ("batch: 1\nbatch: 2", "batch is given twice"),
+        ("just words", "must contain lines such as"),
         ("batch: [1", "cannot be read as YAML"),
-        ("config: other.yaml", "'config' is no option of that file"),
+        ("config: other.yaml", "'config' is not an option of that file"),
         ("overwrite: maybe", "--overwrite is maybe, but must be true or false"),
     ],
 )
@@ -302,7 +308,7 @@ def test_a_bad_config_file_is_refused(text, said, refused, tmp_path):
 def test_an_output_folder_that_cannot_be_written_is_refused(refused, tmp_path):
     (tmp_path / "taken").write_text("a file")
     (line,) = refused(["--output_dir", str(tmp_path / "taken" / "deeper")])
-    assert "--output_dir" in line and "no directory that can be written to" in line
+    assert "--output_dir" in line and "is not a writable directory" in line
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
@@ -318,14 +324,14 @@ def test_old_libraries_are_refused(name, refused, monkeypatch):
 
 def words_for(name: str) -> st.SearchStrategy[list[str]]:
     """A flag with a value that may or may not be allowed."""
-    meta = OPTIONS[name][1].metadata
-    if meta["kind"] is bool:
+    declared = OPTIONS[name]
+    if declared.kind is bool:
         return st.just([f"--{name}"])
     any_text = st.text(
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8
     )
     values = st.one_of(
-        st.sampled_from(meta["choices"] or ("x",)),
+        st.sampled_from(declared.choices or ("x",)),
         st.integers(-3, 600).map(str),
         st.floats().map(str),
         any_text,
@@ -377,7 +383,7 @@ def test_any_command_line_parses_to_options_that_print_back_or_names_a_flag(argv
 def test_any_config_file_parses_to_the_same_options_or_names_a_flag(tmp_path_factory, argv):
     path = tmp_path_factory.getbasetemp() / "property.yaml"
     pairs = dict(word[2:].partition("=")[::2] for word in argv)
-    flags = {name for name, (_, knob) in OPTIONS.items() if knob.metadata["kind"] is bool}
+    flags = {name for name, declared in OPTIONS.items() if declared.kind is bool}
     record = {name: "true" if name in flags else value for name, value in pairs.items()}
     path.write_text(yaml.safe_dump(record, allow_unicode=True), encoding="utf-8")
     try:

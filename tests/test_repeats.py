@@ -1,4 +1,5 @@
-"""Folds and seeds: each its own split and teacher, one row a stage each, and a mean that says how sure it is."""
+"""Folds and seeds: each with its own split and teacher, one row per stage, and a mean row with
+an interval."""
 
 import json
 from pathlib import Path
@@ -25,24 +26,10 @@ from runtime.command_line import parse_options
 from task import Task
 from training import fold_thresholds_, head_bias
 
-SMALL = [
-    "--teacher_path",
-    "scratch:1x64",
-    "--student_path",
-    "teacher:1",
-    "--teacher_epochs",
-    "3",
-    "--epochs",
-    "1",
-    "--teacher_lr",
-    "5e-3",
-    "--max_length",
-    "32",
-    "--device",
-    "cpu",
-    "--pipeline",
-    "kd_quant",
-]
+SMALL = (
+    "--teacher_path scratch:1x64 --student_path teacher:1 --teacher_epochs 3 --epochs 1 "
+    "--teacher_lr 5e-3 --max_length 32 --device cpu --pipeline kd_quant"
+).split()
 
 
 @pytest.fixture
@@ -88,7 +75,7 @@ def test_folds_have_their_own_teachers_rows_and_a_mean(run, capsys):
     assert json.loads((artifact / "results_final.json").read_text())["shipped"] == "fold 1"
 
 
-def test_a_repeated_run_goes_on_fold_by_fold(run, tmp_path):
+def test_a_repeated_run_resumes_fold_by_fold(run, tmp_path):
     import shutil
 
     run("--num_folds", "2")
@@ -101,7 +88,7 @@ def test_a_repeated_run_goes_on_fold_by_fold(run, tmp_path):
     }
 
 
-def test_seeds_have_their_own_splits_and_one_is_the_run_of_that_seed_alone(run, tmp_path):
+def test_seeds_have_their_own_splits_and_each_equals_the_single_run_of_that_seed(run, tmp_path):
     rows, _ = run("--seeds", "1", "2")
     one, two = (
         pd.read_parquet(tmp_path / "models" / "run" / f"seed_{i}" / "splits" / "test.parquet")
@@ -136,7 +123,7 @@ def test_the_mean_row_has_the_corrected_interval_and_keeps_what_is_not_averaged(
     assert (mean["repeat"], mean["bytes"], mean["latency_ms_p50"]) == ("mean", 10, 2.0)
 
 
-def test_a_student_without_a_teacher_is_trained_on_labels_alone(run, monkeypatch):
+def test_a_student_without_a_teacher_is_trained_on_labels_only(run, monkeypatch):
     seen = []
 
     def noted(logits, labels, teacher_logits, alpha, **kwargs):
@@ -159,7 +146,7 @@ def test_a_student_without_a_teacher_is_trained_on_labels_alone(run, monkeypatch
     assert record["options"]["kd_alpha"] == 0 and record["options"]["epochs"] == 1
 
 
-def test_tuned_thresholds_are_in_every_form_that_follows(run, tmp_path):
+def test_tuned_thresholds_are_in_every_later_format(run, tmp_path):
     rows, artifact = run("--tune_threshold")
     by_stage = {row["stage"]: row for row in rows}
     label, value = by_stage["tuned"]["thresholds"].split(": ")
@@ -179,7 +166,7 @@ def test_tuned_thresholds_are_in_every_form_that_follows(run, tmp_path):
     }
 
 
-def test_a_threshold_folded_into_the_bias_decides_as_the_threshold_did():
+def test_a_threshold_folded_into_the_bias_gives_the_same_decisions():
     logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     bias = torch.zeros(3)
     fold_thresholds_(bias, [0.2, 0.5, 0.9])
@@ -232,7 +219,7 @@ def test_options_that_do_not_go_together_are_refused(argv, said):
         parse_options(argv)
 
 
-def test_a_drift_cuts_the_test_split_in_two(tiny_csv):
+def test_a_label_drift_divides_the_test_split_in_two(tiny_csv):
     splits, _, _ = load_splits(Options(dataset_path=str(tiny_csv)))
     sides = with_drift_sides(splits, [{"last_row": 80}])["test"]
     assert all(
@@ -241,7 +228,7 @@ def test_a_drift_cuts_the_test_split_in_two(tiny_csv):
     )
 
 
-def test_slices_are_measured_one_by_one():
+def test_each_slice_is_measured():
     from metrics import slice_metrics
 
     test = pd.DataFrame({"group": ["f", "f", "m", "m"]})

@@ -1,6 +1,7 @@
 """Train a tiny model without dropout, alone or as one of several processes, and keep its weights.
 
-`python tests/train_together.py FOLDER CSV`, or the same under `torchrun`; tests/test_ranks.py compares the two.
+`python tests/train_together.py FOLDER CSV`, or the same under `torchrun`; tests/test_ranks.py
+compares the two.
 """
 
 import sys

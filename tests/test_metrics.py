@@ -1,4 +1,5 @@
-"""Intervals, paired tests, calibration and thresholds: by hand, against slow literal versions, and by simulation."""
+"""Intervals, paired tests, calibration and thresholds: by hand, against slow literal versions,
+and by simulation."""
 
 from fractions import Fraction
 
@@ -31,7 +32,8 @@ PREDICTIONS = {
 
 
 def two_models(both_wrong: float, one_wrong: float) -> dict[tuple[int, int, int], float]:
-    """Probability of (label, decision, other decision): 30 % positives, errors alike in both classes and models."""
+    """Probability of (label, decision, other decision): 30 % positives, errors alike in both
+    classes and models."""
     wrong = {
         (1, 1): both_wrong,
         (1, 0): one_wrong,
@@ -46,7 +48,8 @@ def two_models(both_wrong: float, one_wrong: float) -> dict[tuple[int, int, int]
 
 
 def true_macro_f1(cells: dict[tuple[int, ...], float], model: int = 1) -> float:
-    """Macro-F1 of infinitely many rows: 2 P(label = decision = c) / (P(label = c) + P(decision = c)), averaged."""
+    """Macro-F1 of infinitely many rows: 2 P(label = decision = c) / (P(label = c) + P(decision =
+    c)), averaged."""
     agreed, claimed = np.zeros(2), np.zeros(2)
     for cell, chance in cells.items():
         agreed[cell[0]] += 2 * chance * (cell[0] == cell[model])
@@ -62,7 +65,8 @@ def drawn_data_sets(cells: dict[tuple[int, ...], float], count: int, seed: int):
 
 
 def predictions(kind: str, rows: int = 60) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of labels, labels and decisions wrong on about a quarter; the last of 4 classes holds 3 rows."""
+    """Number of labels, labels and decisions wrong on about a quarter; the last of 4 classes
+    holds 3 rows."""
     rng = np.random.default_rng(7)
     shape, count = (
         ((rows, 3), 3) if kind == "multi-label" else (rows, 4 if kind == "4 classes" else 2)
@@ -142,7 +146,8 @@ def test_percentiles_by_hand():
 
 
 def coverage(seed: int) -> tuple[float, float]:
-    """Share of simulated data sets whose interval holds the true macro-F1, and the true accuracy."""
+    """Share of simulated data sets whose interval holds the true macro-F1, and the true
+    accuracy."""
     truth, right = true_macro_f1(PREDICTIONS), PREDICTIONS[1, 1] + PREDICTIONS[0, 0]
     held = []
     for i, (labels, decisions) in enumerate(drawn_data_sets(PREDICTIONS, DATA_SETS, seed)):
@@ -162,7 +167,8 @@ def test_95_percent_intervals_hold_the_truth_in_95_percent_of_data_sets():
 
 
 def false_alarms(seed: int) -> tuple[float, float]:
-    """Shares of data sets where McNemar's p is below 5 %, and where the paired interval excludes 0, without cause."""
+    """Shares of data sets where McNemar's p is below 5 %, and where the paired interval excludes
+    0, without cause."""
     cells = two_models(both_wrong=0.08, one_wrong=0.12)
     alarms = []
     for i, (labels, decisions, others) in enumerate(drawn_data_sets(cells, DATA_SETS, seed)):

@@ -1,0 +1,10 @@
+"""Planted faults: typical mistakes, each with the tests that must notice it.
+
+`scripts/check_faults.py` plants them one at a time.
+"""
+
+from faults import data, encoders, engines, experiments, readers, reporting, scripts, training
+from faults.fault import Fault
+
+AREAS = (data, readers, encoders, training, engines, reporting, experiments, scripts)
+FAULTS: tuple[Fault, ...] = tuple(fault for area in AREAS for fault in area.FAULTS)
