@@ -1,14 +1,13 @@
-"""Stage `distill`: a student learns from the teacher's outputs, and from its states where `--kd_method` asks for them.
+"""Stages `distill` and `start`: a student learns from the outputs of the teacher.
 
-The teacher's logits are made once, lie on disk, and travel as a column joined by row id. Only the losses of states run
-the teacher live, beside the student.
+The teacher's logits are computed once, stored on disk, and joined to the rows by row id. Only the
+losses on states (`--kd_method` other than `logit`) run the teacher beside the student.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -27,100 +26,57 @@ from engines.engine import load_engine, predict_logits
 from losses import KD_LOSSES, States, state_loss
 from runtime.distributed import process_count, process_index
 from task import Task
-from training import soft_target_loss, train_
+from training import class_weights, soft_target_loss, train_, training_settings
 
 log = logging.getLogger(__name__)
 
-WINDOW = 16_384  # rows whose outputs are in memory at once; sorted by length within
+WINDOW_ROWS = 16_384  # rows whose logits are in memory at once; batches are formed within
+OUTPUTS_SCHEMA = pa.schema({"id": pa.int64(), "teacher_logits": pa.list_(pa.float32())})
 
 
 def write_teacher_outputs(
-    teacher_dir: Path, split: Dataset, out_dir: Path, options: Options
+    teacher_dir: Path, split: Dataset, out_dir: Path, *, max_length: int, batch: int, device: str
 ) -> None:
-    """Write each row's `id` and the teacher's `teacher_logits` [labels] as an Arrow stream, a window at a time; every
-    process of a run writes its share."""
-    engine = load_engine(teacher_dir, "torch", options.max_length, device=options.device)
-    schema = pa.schema({"id": pa.int64(), "teacher_logits": pa.list_(pa.float32())})
-    share = split.shard(process_count(), process_index(), contiguous=True)
-    with pa.ipc.new_stream(out_dir / f"logits-{process_index()}.arrow", schema) as stream:
-        for start in range(0, len(share), WINDOW):
-            rows = share[start : start + WINDOW]
-            of_all = f" of {len(share)}" if len(share) > WINDOW else ""
-            what = f"teacher outputs, rows {start + 1} to {start + len(rows['id'])}{of_all}"
-            logits = predict_logits(engine, rows["text"], 2 * options.batch, what)
-            stream.write_batch(
-                pa.record_batch(
-                    [pa.array(rows["id"]), pa.array(list(logits), schema.types[1])], schema
-                )
-            )
+    """Write the `id` and the `teacher_logits` [labels] of every row as Arrow streams.
+
+    Each process writes its shard, `logits-<process index>.arrow`. Inference runs on `2 * batch`
+    texts at once, because it needs less memory than training.
+    """
+    engine = load_engine(teacher_dir, "torch", max_length, device=device)
+    shard = split.shard(process_count(), process_index(), contiguous=True)
+    path = out_dir / f"logits-{process_index()}.arrow"
+    with pa.ipc.new_stream(path, OUTPUTS_SCHEMA) as stream:
+        for start in range(0, len(shard), WINDOW_ROWS):
+            window = shard[start : start + WINDOW_ROWS]
+            end = start + len(window["id"])
+            description = f"teacher outputs, rows {start + 1} to {end} of {len(shard)}"
+            logits = predict_logits(engine, window["text"], 2 * batch, description)
+            columns = {"id": window["id"], "teacher_logits": list(logits)}
+            stream.write_batch(pa.RecordBatch.from_pydict(columns, OUTPUTS_SCHEMA))
+
+
+def row_ids(rows: Dataset) -> pa.ChunkedArray:
+    """The ids of the rows."""
+    return rows.select_columns("id").with_format("arrow")[:]["id"]
 
 
 def with_teacher_logits(split: Dataset, outputs_dir: Path) -> Dataset:
-    """The split with its column `teacher_logits`, joined by row id; it stays on disk."""
-    parts = [Dataset.from_file(str(path)) for path in sorted(outputs_dir.glob("logits-*.arrow"))]
-    outputs = concatenate_datasets(parts)
-    ours, theirs = (
-        rows.select_columns("id").with_format("arrow")[:]["id"] for rows in (split, outputs)
-    )
-    joined = outputs.select(pc.index_in(ours, theirs).to_numpy()).select_columns("teacher_logits")
-    return concatenate_datasets([split.select_columns(["id", "text", "label"]), joined], axis=1)
+    """The rows with a column `teacher_logits`, joined by row id; both stay on disk."""
+    paths = sorted(outputs_dir.glob("logits-*.arrow"))
+    outputs = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+    positions = pc.index_in(row_ids(split), row_ids(outputs)).to_numpy()
+    logits = outputs.select(positions).select_columns("teacher_logits")
+    rows = split.select_columns(["id", "text", "label"])
+    return concatenate_datasets([rows, logits], axis=1)
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher's layer (from 0) for each of the student's: evenly spaced, the last with the last."""
-    return [
-        max(round((i + 1) * teacher_layers / student_layers) - 1, 0) for i in range(student_layers)
-    ]
-
-
-class StateRecorder:
-    """Keeps, by hooks, what every layer of a model computes in a forward pass.
-
-    `hidden` holds the layers' outputs [rows, tokens, width], after `project` where it is given; `parts` the queries,
-    keys and values of each layer, alike. A layer that is shared (ALBERT) counts as often as it is called.
-    """
-
-    def __init__(self, model: PreTrainedModel, project: nn.ModuleList | None = None):
-        self.heads, self.project = model.config.num_attention_heads, project
-        self.hidden: list[Tensor] = []
-        self.parts: tuple[list[Tensor], ...] = ([], [], [])
-        model.register_forward_pre_hook(self.forget)
-        for layer in encoder_layers(model)[1]:
-            layer.register_forward_hook(self.keep_hidden)
-            for linear, kept in zip(
-                query_key_value(layer), self.parts, strict=False
-            ):  # none where none are known
-                linear.register_forward_hook(partial(self.keep, kept))
-
-    def forget(self, *_) -> None:
-        """A new forward pass begins."""
-        for kept in (self.hidden, *self.parts):
-            kept.clear()
-
-    def keep(self, kept: list[Tensor], _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        """Keep what a Linear gave."""
-        kept.append(output)
-
-    def keep_hidden(self, _module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
-        """Keep what a layer gave; the projection belongs to the forward pass, as distributed training needs."""
-        output = output[0] if isinstance(output, tuple) else output
-        self.hidden.append(self.project[len(self.hidden)](output) if self.project else output)
-
-    def states(self, wanted: Iterable[str], layers: list[int], relation_heads: int) -> States:
-        """What the losses that are `wanted` compare: `layers`, and the relations of the last layer."""
-        hidden = [self.hidden[layer] for layer in layers] if "hidden" in wanted else []
-        scores = [self.scores(layer) for layer in layers] if "attention" in wanted else []
-        relations = (
-            [split_heads(kept[-1], relation_heads) for kept in self.parts]
-            if "relation" in wanted
-            else []
-        )
-        return States(hidden, scores, relations)
-
-    def scores(self, layer: int) -> Tensor:
-        """A layer's attention before softmax and mask."""
-        queries, keys = (split_heads(kept[layer], self.heads) for kept in self.parts[:2])
-        return queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+    """The teacher layer (from 0) that is paired with each student layer: evenly spaced, the last
+    with the last."""
+    layers = []
+    for number in range(1, student_layers + 1):
+        layers.append(max(round(number * teacher_layers / student_layers) - 1, 0))
+    return layers
 
 
 def split_heads(vectors: Tensor, heads: int) -> Tensor:
@@ -128,55 +84,120 @@ def split_heads(vectors: Tensor, heads: int) -> Tensor:
     return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def live_teacher_loss(
-    student: PreTrainedModel, teacher_dir: Path, weights: dict[str, float], device: str
-) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The losses of states as a function of the batch that the student has just run on.
+class StateRecorder:
+    """Records the states of every encoder layer in each forward pass of a model, by hooks.
 
-    Where the widths differ the student gains a trainable `kd_project`, one Linear a layer, until it is taken off.
+    `hidden` has the layers' outputs [rows, tokens, width], after the layer's `projection`, if
+    given. `queries`, `keys` and `values` [rows, tokens, width] are empty if the family's Linears
+    for them are unknown. A shared layer (ALBERT) is recorded once per call.
     """
-    teacher = (
-        AutoModelForSequenceClassification.from_pretrained(teacher_dir)
-        .eval()
-        .requires_grad_(False)
-        .to(device)
-    )
-    ours, theirs = student.config, teacher.config
-    own, paired = (
-        list(range(ours.num_hidden_layers)),
-        layer_map(ours.num_hidden_layers, theirs.num_hidden_layers),
-    )
-    if {"hidden", "attention"} & set(weights):
-        log.info(
-            "the student's layers learn from layers %s of the teacher", ", ".join(map(str, paired))
-        )
-    if "hidden" in weights and ours.hidden_size != theirs.hidden_size:
-        student.kd_project = nn.ModuleList(
-            nn.Linear(ours.hidden_size, theirs.hidden_size) for _ in paired
-        )
-    relation_heads = math.gcd(theirs.num_attention_heads, ours.hidden_size)
-    watched, watching = (
-        StateRecorder(student, getattr(student, "kd_project", None)),
-        StateRecorder(teacher),
-    )
 
-    def loss(batch: dict[str, Tensor]) -> Tensor:
+    def __init__(self, model: PreTrainedModel, projection: nn.ModuleList | None = None):
+        self.heads = model.config.num_attention_heads
+        self.projection = projection
+        self.hidden: list[Tensor] = []
+        self.queries: list[Tensor] = []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        model.register_forward_pre_hook(self.clear)
+        _, layers = encoder_layers(model)
+        for layer in layers:
+            layer.register_forward_hook(self.record_hidden)
+            linears = query_key_value(layer)
+            if linears:
+                query, key, value = linears
+                query.register_forward_hook(partial(self.record, self.queries))
+                key.register_forward_hook(partial(self.record, self.keys))
+                value.register_forward_hook(partial(self.record, self.values))
+
+    def clear(self, _module: nn.Module, _inputs: tuple) -> None:
+        """Delete the states of the previous forward pass."""
+        for outputs in (self.hidden, self.queries, self.keys, self.values):
+            outputs.clear()
+
+    def record(
+        self, outputs: list[Tensor], _module: nn.Module, _inputs: tuple, output: Tensor
+    ) -> None:
+        """Append the output of a Linear to `outputs`."""
+        outputs.append(output)
+
+    def record_hidden(self, _module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        """Append the output of a layer, projected.
+
+        The projection is part of the forward pass, as DistributedDataParallel requires.
+        """
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self.projection is not None:
+            hidden = self.projection[len(self.hidden)](hidden)
+        self.hidden.append(hidden)
+
+    def states(self, names: tuple[str, ...], layers: list[int], relation_heads: int) -> States:
+        """The states that the losses in `names` compare: those of `layers`, and the relations of
+        the last layer."""
+        hidden = []
+        scores = []
+        relations = []
+        if "hidden" in names:
+            hidden = [self.hidden[layer] for layer in layers]
+        if "attention" in names:
+            scores = [self.attention_scores(layer) for layer in layers]
+        if "relation" in names:
+            for outputs in (self.queries, self.keys, self.values):
+                relations.append(split_heads(outputs[-1], relation_heads))
+        return States(hidden, scores, relations)
+
+    def attention_scores(self, layer: int) -> Tensor:
+        """Scores of a layer before softmax and mask [rows, heads, tokens, tokens]."""
+        queries = split_heads(self.queries[layer], self.heads)
+        keys = split_heads(self.keys[layer], self.heads)
+        return queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+
+
+class LiveStateLoss:
+    """The losses on states of a batch that the student has just processed.
+
+    A call runs the teacher on the batch. `names` are keys of STATE_LOSSES. If the widths of the
+    hidden states differ, the student gets a trainable `kd_project`, one Linear per layer, which
+    the caller deletes after training.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, teacher_dir: Path, names: tuple[str, ...], device: str
+    ):
+        self.names = names
+        teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+        self.teacher = teacher.eval().requires_grad_(False).to(device)
+        layer_count = student.config.num_hidden_layers
+        self.student_layers = list(range(layer_count))
+        self.teacher_layers = layer_map(layer_count, teacher.config.num_hidden_layers)
+        if "hidden" in names or "attention" in names:
+            layers = ", ".join(map(str, self.teacher_layers))
+            log.info("the student's layers learn from layers %s of the teacher", layers)
+        width = student.config.hidden_size
+        teacher_width = teacher.config.hidden_size
+        projection = None
+        if "hidden" in names and width != teacher_width:
+            linears = [nn.Linear(width, teacher_width) for _ in self.student_layers]
+            projection = nn.ModuleList(linears)
+            student.kd_project = projection
+        # the teacher's heads, merged as far as the student's width requires
+        self.relation_heads = math.gcd(teacher.config.num_attention_heads, width)
+        self.student_states = StateRecorder(student, projection)
+        self.teacher_states = StateRecorder(teacher)
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses on `input_ids` and `attention_mask` [rows, tokens]."""
         with torch.no_grad():
-            teacher(**batch)
-        learnt, taught = (
-            watched.states(weights, own, relation_heads),
-            watching.states(weights, paired, relation_heads),
-        )
-        return state_loss(learnt, taught, batch["attention_mask"], weights)
-
-    return loss
+            self.teacher(**batch)
+        student = self.student_states.states(self.names, self.student_layers, self.relation_heads)
+        teacher = self.teacher_states.states(self.names, self.teacher_layers, self.relation_heads)
+        return state_loss(student, teacher, batch["attention_mask"], self.names)
 
 
-def distill(
+def build_student(
     model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
-    """Train what `--student_path` names on the `teacher_logits` and labels of the training rows; on labels alone
-    where `kd_alpha` is 0."""
+    """Stage `start`: write the model that `--student_path` names, before any training."""
     set_seed(options.seed)
     student, tokenizer = start_student(
         options.student_path,
@@ -186,38 +207,33 @@ def distill(
         options.max_length,
         own_tokenizer=options.student_tokenizer == "own",
     )
-    of_states = {
-        name: getattr(options, f"kd_{name}_weight") for name in KD_LOSSES[options.kd_method]
-    }
-    live = live_teacher_loss(student, model_in, of_states, options.device) if of_states else None
-    train_(
-        student,
-        tokenizer,
-        splits,
-        out_dir,
-        options,
-        epochs=options.epochs,
-        lr=options.lr,
-        loss=soft_target_loss(splits, task, options),
-        live=live,
-    )
-    if hasattr(student, "kd_project"):
-        del student.kd_project
     return save_model(student, tokenizer, out_dir)
 
 
-def build_student(
+def distill(
     model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
-    """Stage `start`: what `--student_path` names, as it is before any training."""
+    """Stage `distill`: train the student of `--student_path` on the teacher in `model_in`.
+
+    The training rows have labels and `teacher_logits`; with `kd_alpha` 0 only the labels are used.
+    """
     set_seed(options.seed)
-    texts = labelled_rows(splits["train"])[:]["text"]
     student, tokenizer = start_student(
         options.student_path,
         model_in,
         task,
-        texts,
+        labelled_rows(splits["train"])[:]["text"],
         options.max_length,
         own_tokenizer=options.student_tokenizer == "own",
     )
+    live_loss = None
+    state_losses = KD_LOSSES[options.kd_method]
+    if state_losses:
+        live_loss = LiveStateLoss(student, model_in, state_losses, options.device)
+    settings = training_settings(options, epochs=options.epochs, learning_rate=options.lr)
+    weights = class_weights(splits, task, options.class_weights, options.device)
+    loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
+    train_(student, tokenizer, splits, out_dir, settings, loss=loss, live_loss=live_loss)
+    if hasattr(student, "kd_project"):
+        del student.kd_project
     return save_model(student, tokenizer, out_dir)

@@ -93,7 +93,8 @@ class TrainingSettings:
     warmup_ratio: float
     gradient_accumulation_steps: int
     early_stopping_patience: int
-    min_best_fraction: float = 0.0  # an epoch that ends earlier is not a candidate for the best
+    # of all steps: an epoch that ends earlier cannot be the best
+    min_best_fraction: float = 0.0
 
 
 def training_settings(
@@ -142,24 +143,30 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class ClassifierTrainer(Trainer):
-    """The Trainer with our losses and batch order.
+    """The Trainer with our losses, batch order and choice of the best epoch.
 
-    `_get_train_sampler` and `_determine_best_metric` are private in the pinned version of
-    transformers; no public hook sets the sampler or excludes early epochs from the choice of the
-    best.
+    The one place that uses private names of transformers (`_n_gpu`, `_get_train_sampler`,
+    `_determine_best_metric`); the pinned version has them, and no public name does the same.
     """
 
     def __init__(
-        self, loss: Loss, live_loss: LiveLoss | None, min_best_fraction: float = 0.0, **kwargs: Any
+        self,
+        loss: Loss,
+        live_loss: LiveLoss | None,
+        min_best_fraction: float = 0.0,
+        *,
+        args: TrainingArguments,
+        **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        args._n_gpu = min(1, args.n_gpu)  # otherwise DataParallel splits each batch over all GPUs
+        super().__init__(args=args, **kwargs)
         self.loss = loss
         self.live_loss = live_loss
         self.min_best_fraction = min_best_fraction
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        # the parts of one batch are consecutive: each goes to a process or an accumulation step
+        # the effective batch: its parts are consecutive, one per process and accumulation step
         parts = process_count() * self.args.gradient_accumulation_steps
         batch = self.args.train_batch_size * parts
         return LengthGroupedSampler(token_lengths(self.train_dataset), batch, self.args.seed)
@@ -184,8 +191,7 @@ class EpochLogger(ProgressCallback):
     """The Trainer's progress bars and one log line per epoch; nothing is printed to stdout."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Start the bar at the step where a resumed training starts, so that the time left is
-        right."""
+        """Start the bar at the step of a resumed training; the remaining time is then correct."""
         if state.is_world_process_zero:
             self.training_bar = tqdm(
                 total=state.max_steps,
@@ -238,7 +244,7 @@ def reporting(tracker: str, run_name: str, directory: Path) -> Iterator[None]:
 
 
 def training_arguments(work_dir: Path, settings: TrainingSettings) -> TrainingArguments:
-    """The Trainer's arguments for these settings."""
+    """The Trainer's arguments for these settings; checkpoints are written into `work_dir`."""
     parts = process_count() * settings.gradient_accumulation_steps
     on_cpu = settings.device == "cpu"
     tracker = CURRENT_TRACKER.get()
@@ -271,27 +277,25 @@ def training_arguments(work_dir: Path, settings: TrainingSettings) -> TrainingAr
         report_to=tracker.name,
         run_name=tracker.run_name,
         ddp_backend="gloo" if on_cpu and process_count() > 1 else None,
-        # a projection that only the state losses use would break the search for unused parameters
+        # the search would not find `kd_project`: it is used by the live loss, not by the logits
         ddp_find_unused_parameters=False,
     )
-    # ours, whatever the launcher's environment says
+    # the settings override the mixed precision of `accelerate launch`
     arguments.mixed_precision = "no" if settings.precision == "fp32" else settings.precision
-    # private in the pinned version: without it the Trainer would split each batch over all GPUs
-    arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """The metric that chooses the epoch: macro-F1 of the validation rows."""
     labels = prediction.label_ids
-    decisions = decide(prediction.predictions, labels.ndim == 2)
+    decisions = decide(prediction.predictions, multi_label=labels.ndim == 2)
     return {"macro_f1": macro_f1(labels, decisions)}
 
 
 def tokenized_splits(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, work_dir: Path, max_length: int
 ) -> tuple[Dataset, Dataset]:
-    """Tokens of the training rows and of the validation rows, the shortest first; both on disk."""
+    """Tokenized training rows, and validation rows in order of length; both are on disk."""
     tokens = {}
     for name in ("train", "validation"):
         path = work_dir / CHECKPOINTS / f"{name}.arrow"
@@ -312,10 +316,10 @@ def train_(
     live_loss: LiveLoss | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> list[dict]:
-    """Train `model` in place, and leave the weights of the best validation epoch in it.
+    """Train `model` in place; its final weights are those of the best validation epoch.
 
-    Resumes from checkpoints in `work_dir`. Returns the Trainer's log; `history.json` has the
-    metrics of each epoch.
+    Resumes from the checkpoints in `work_dir`. `live_loss` is added to `loss` in training only.
+    Returns the Trainer's log; `history.json` in `work_dir` has the metrics of each epoch.
     """
     train_tokens, validation_tokens = tokenized_splits(
         splits, tokenizer, work_dir, settings.max_length
@@ -356,22 +360,25 @@ def train_(
 
 
 def class_weights(splits: DatasetDict, task: Task, scheme: str, device: str) -> Tensor | None:
-    """`--class_weights` as a tensor [labels] on the training device; None for the scheme `none`."""
+    """Weights [labels] from the labeled training rows, on `device`; None for the scheme `none`."""
     if scheme == "none":
         return None
     labels = torch.tensor(label_array(labelled_rows(splits["train"])))
     return balanced_weights(labels, len(task.labels)).float().to(device)
 
 
-def soft_target_loss(splits: DatasetDict, task: Task, options: Options) -> Loss:
-    """The loss of distillation and recovery: the teacher's logits and the labels, weighted by
-    alpha."""
-    return partial(
-        distillation_loss,
-        alpha=options.kd_alpha,
-        temperature=options.kd_temperature,
-        weights=class_weights(splits, task, options.class_weights, options.device),
-    )
+def hard_target_loss(weights: Tensor | None = None) -> Loss:
+    """The hard-label loss with class weights [labels]; the teacher's logits are ignored."""
+
+    def loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        return hard_label_loss(logits, labels, weights)
+
+    return loss
+
+
+def soft_target_loss(alpha: float, temperature: float, weights: Tensor | None = None) -> Loss:
+    """The distillation loss with class weights [labels]; `alpha` weights the soft labels."""
+    return partial(distillation_loss, alpha=alpha, temperature=temperature, weights=weights)
 
 
 def fine_tune_teacher(
@@ -382,31 +389,27 @@ def fine_tune_teacher(
     texts = splits["train"][:]["text"]
     model, tokenizer = start_teacher(model_in, task, texts, options.max_length)
     if options.teacher_epochs:
-        weights = class_weights(splits, task, options.class_weights, options.device)
-
-        def loss(logits: Tensor, labels: Tensor, _: Tensor | None) -> Tensor:
-            return hard_label_loss(logits, labels, weights)
-
         settings = training_settings(
             options, epochs=options.teacher_epochs, learning_rate=options.teacher_lr
         )
-        train_(model, tokenizer, splits, out_dir, settings, loss=loss)
+        weights = class_weights(splits, task, options.class_weights, options.device)
+        train_(model, tokenizer, splits, out_dir, settings, loss=hard_target_loss(weights))
     return save_model(model, tokenizer, out_dir)
 
 
 def head_bias(model: PreTrainedModel) -> Tensor:
-    """The bias [labels] of the last Linear, which is added last."""
+    """The bias [labels] of the last Linear: the last term of the logits."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linears[-1].bias
 
 
 def fold_thresholds_(bias: Tensor, thresholds: list[float]) -> None:
-    """Move `bias` [labels] so that a probability of one half decides what `thresholds` decided.
+    """Shift `bias` [labels] in place: a threshold of 0.5 then decides as `thresholds` did before.
 
-    There is one threshold for the second of two classes, or one per label: sigmoid(z - logit(t)) >
-    1/2 if and only if sigmoid(z) > t, and likewise for the softmax of two classes.
+    `thresholds` has one value per label, or one for the second of two classes. sigmoid(z) > t if
+    and only if sigmoid(z - logit(t)) > 0.5; the same is true of the softmax of two classes.
     """
-    first = len(bias) - len(thresholds)
+    first = len(bias) - len(thresholds)  # 1 for the second of two classes, else 0
     for label, threshold in enumerate(thresholds, start=first):
         bias.data[label] -= math.log(threshold / (1 - threshold))
 
@@ -416,18 +419,18 @@ def tune_decision_thresholds(
 ) -> Path:
     """Stage `tune`: fold the thresholds of best validation macro-F1 into the head's bias.
 
-    Every engine and a plain `pipeline` then make the same decisions without configuration;
-    probabilities change with the bias. `decision_thresholds` in config.json records them.
+    Every engine and a plain `pipeline` then apply them without configuration; probabilities
+    change with the bias. `decision_thresholds` in config.json records the thresholds.
     """
     validation = splits["validation"]
     engine = load_engine(model_in, "torch", options.max_length, device=options.device)
     logits = predict_logits(engine, validation[:]["text"], options.batch, "validation")
     labels = label_array(validation).astype(int)
-    scores = probabilities(logits, task.multi_label)
-    thresholds = tune_thresholds(scores, labels, task.multi_label)
+    scores = probabilities(logits, multi_label=task.multi_label)
+    thresholds = tune_thresholds(scores, labels, multi_label=task.multi_label)
     model = AutoModelForSequenceClassification.from_pretrained(model_in)
     fold_thresholds_(head_bias(model), thresholds)
-    names = task.labels[-len(thresholds) :]
+    names = task.labels[len(task.labels) - len(thresholds) :]
     model.config.decision_thresholds = dict(zip(names, thresholds, strict=True))
     return save_model(model, AutoTokenizer.from_pretrained(model_in), out_dir)
 
