@@ -336,9 +336,9 @@ def test_warnings_name_the_stages_that_gained_nothing():
     pruned = row("pruned", "student", 120 * 10**6, 5)
     larger, unchanged, worse_than_linear = warnings_of([linear, teacher, student, pruned])
     assert "the student is larger than the teacher" in larger and "0.83x" in larger
-    assert "pruned made nothing smaller or faster than student" in unchanged
-    assert "packed, 60.00 against 60.00 MB; macro-F1 " in unchanged
-    assert "the final model does not beat the linear reference" in worse_than_linear
+    assert "pruned is neither smaller nor faster than student" in unchanged
+    assert "zstd 60.00 vs. 60.00 MB; macro-F1 " in unchanged
+    assert "the final model does not beat the linear baseline" in worse_than_linear
 
 
 def test_a_smaller_but_slower_format_is_a_warning_and_a_good_one_is_not():

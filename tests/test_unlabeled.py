@@ -36,7 +36,7 @@ def test_unlabeled_texts_exclude_held_out_texts_and_duplicates(splits, tmp_path,
     assert rows["id"][:] == [0, 4]
     assert rows["label"][:] == [NO_LABEL, NO_LABEL]
     assert (
-        "7 texts, 5 left out: 2 stand in validation or test, 2 stood before, 1 are empty"
+        "7 texts, 5 skipped: 2 of the validation or test split, 2 duplicates, 1 empty"
         in caplog.text
     )
 
@@ -71,7 +71,7 @@ def test_augmented_texts_exclude_held_out_texts(splits, tmp_path):
     "name, content, reason",
     [
         ("x.csv", "a,b\n1,2\n", "has no column Comments; it has a, b"),
-        ("x.txt", "\n\n", "holds no text that is new"),
+        ("x.txt", "\n\n", "contains no new text"),
     ],
 )
 def test_an_unusable_file_of_texts_is_refused(name, content, reason, splits, tmp_path):
