@@ -1,7 +1,4 @@
-"""Quality of a form on the test split, measured from its directory in a process that did not make it.
-
-Also the linear reference: TF-IDF and logistic regression on the same split, which a transformer must beat.
-"""
+"""Quality and size of a format, measured from its directory, in a process that did not make it."""
 
 from __future__ import annotations
 
@@ -20,58 +17,8 @@ from runtime.artifacts import archive_bytes
 from task import Task, decide, probabilities
 
 
-def write_predictions(
-    path: Path, ids: list[int], labels: np.ndarray, logits: np.ndarray, multi_label: bool
-) -> None:
-    """Every test row's id, label, logits and probabilities, as Parquet."""
-    rows = {
-        "id": ids,
-        "label": labels.tolist(),
-        "logits": logits.tolist(),
-        "probabilities": probabilities(logits, multi_label).tolist(),
-    }
-    pd.DataFrame(rows).to_parquet(path, index=False)
-
-
-def read_logits(path: Path) -> np.ndarray:
-    """The logits [rows, labels] that `write_predictions` wrote."""
-    return np.stack(pd.read_parquet(path, columns=["logits"])["logits"])
-
-
-def size_on_disk(form: ModelFormat) -> dict[str, Any]:
-    """Bytes and names of the files needed to serve the form."""
-    files = serving_files(form.path, form.served)
-    total = sum(file.stat().st_size for file in files)
-    names = " ".join(str(file.relative_to(form.path)) for file in files)
-    return {"bytes": total, "size_mb": total / 1e6, "files": names}
-
-
-def format_notes(form: ModelFormat) -> dict[str, str]:
-    """What config.json tells of the form: decision thresholds that were folded into its head, as `label: value`, and
-    the layers that were left in full precision."""
-    path = form.path / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    tuned, whole = (
-        config.get("decision_thresholds", {}),
-        config.get("layers_left_whole", {}).get(form.name, []),
-    )
-    found = {
-        "thresholds": ", ".join(f"{label}: {value:.4f}" for label, value in tuned.items()),
-        "layers_left_whole": ", ".join(whole),
-    }
-    return {name: text for name, text in found.items() if text}
-
-
-def read_split(path: Path, task: Task) -> tuple[pd.DataFrame, np.ndarray]:
-    """The rows of a split, and their labels: class ids [rows], or 0/1 [rows, labels]."""
-    rows = pd.read_parquet(path)
-    return rows, np.stack(rows["label"]).astype(int) if task.multi_label else rows[
-        "label"
-    ].to_numpy()
-
-
 def evaluate(
-    form: ModelFormat,
+    model_format: ModelFormat,
     test_path: Path,
     task: Task,
     options: Options,
@@ -79,41 +26,93 @@ def evaluate(
     out_path: Path,
     validation_path: Path | None = None,
 ) -> dict[str, Any]:
-    """Reload the form, predict the test split, write the predictions to `out_path`; the row without times.
+    """Load a format, predict the test split, write the predictions; the row of results without
+    times.
 
-    `teacher_path` holds the teacher's predictions, the reference of `agreement`. Where the quality gate asks for it,
-    the row holds `validation_macro_f1` too.
+    `teacher_path` contains the teacher's predictions of the same rows and may equal `out_path`,
+    where those of this format are written. With `validation_path`, the row contains
+    `validation_macro_f1`, which the quality gate needs.
     """
     test, labels = read_split(test_path, task)
-    engine = load_engine(form.path, form.served, options.max_length, device=options.device)
-    logits = predict_logits(engine, test["text"].tolist(), options.batch, f"evaluate {form.name}")
-    validated = {}
+    directory = model_format.path
+    engine = load_engine(directory, model_format.served, options.max_length, device=options.device)
+    description = f"evaluate {model_format.name}"
+    logits = predict_logits(engine, test["text"].tolist(), options.batch, description)
+    write_predictions(out_path, test["id"].tolist(), labels, logits, multi_label=task.multi_label)
+    decisions = decide(logits, task.multi_label)
+    teacher_decisions = decide(read_logits(teacher_path), task.multi_label)
+
+    row = quality_metrics(logits, labels, task)
+    row["agreement"] = agreement(decisions, teacher_decisions)
+    row |= confidence_intervals(labels, decisions, teacher_decisions, task, options.seed)
+    row |= slice_metrics(test, labels, decisions)
     if validation_path:
-        rows, truth = read_split(validation_path, task)
-        decided = decide(
-            predict_logits(engine, rows["text"].tolist(), options.batch), task.multi_label
-        )
-        validated["validation_macro_f1"] = macro_f1(truth, decided)
-    write_predictions(out_path, test["id"].tolist(), labels, logits, task.multi_label)
-    counts = count_parameters(form.path, form.served)
-    packed = archive_bytes(serving_files(form.path, form.served), form.path)
-    decisions, teachers = (
-        decide(one, task.multi_label) for one in (logits, read_logits(teacher_path))
-    )
-    row = quality_metrics(logits, labels, task) | {"agreement": agreement(decisions, teachers)}
-    row |= confidence_intervals(labels, decisions, teachers, task, options.seed) | slice_metrics(
-        test, labels, decisions
-    )
-    return (
-        row
-        | validated
-        | format_notes(form)
-        | size_on_disk(form)
-        | {
-            "parameters": counts.parameters,
-            "nonzeros": counts.nonzeros,
-            "sparsity": counts.sparsity,
-            "packed_bytes": packed,
-            "packed_mb": packed / 1e6,
-        }
-    )
+        validation, validation_labels = read_split(validation_path, task)
+        validation_logits = predict_logits(engine, validation["text"].tolist(), options.batch)
+        validation_decisions = decide(validation_logits, task.multi_label)
+        row["validation_macro_f1"] = macro_f1(validation_labels, validation_decisions)
+    row |= format_notes(model_format)
+    row |= size_on_disk(model_format)
+
+    counts = count_parameters(directory, model_format.served)
+    row["parameters"] = counts.parameters
+    row["nonzeros"] = counts.nonzeros
+    row["sparsity"] = counts.sparsity
+    row["packed_bytes"] = archive_bytes(serving_files(directory, model_format.served), directory)
+    row["packed_mb"] = row["packed_bytes"] / 1e6
+    return row
+
+
+def read_split(path: Path, task: Task) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows of a split, and their labels: class ids [rows], or 0/1 [rows, labels]."""
+    rows = pd.read_parquet(path)
+    if task.multi_label:
+        return rows, np.stack(rows["label"]).astype(int)
+    return rows, rows["label"].to_numpy()
+
+
+def write_predictions(
+    path: Path, ids: list[int], labels: np.ndarray, logits: np.ndarray, *, multi_label: bool
+) -> None:
+    """Write id, label, logits and probabilities of every row as Parquet."""
+    columns = {
+        "id": ids,
+        "label": labels.tolist(),
+        "logits": logits.tolist(),
+        "probabilities": probabilities(logits, multi_label).tolist(),
+    }
+    pd.DataFrame(columns).to_parquet(path, index=False)
+
+
+def read_logits(path: Path) -> np.ndarray:
+    """The logits [rows, labels] that `write_predictions` wrote."""
+    return np.stack(pd.read_parquet(path, columns=["logits"])["logits"])
+
+
+def size_on_disk(model_format: ModelFormat) -> dict[str, Any]:
+    """Size and names of the files that serving the format requires."""
+    files = serving_files(model_format.path, model_format.served)
+    total_bytes = sum(file.stat().st_size for file in files)
+    names = [str(file.relative_to(model_format.path)) for file in files]
+    return {"bytes": total_bytes, "size_mb": total_bytes / 1e6, "files": " ".join(names)}
+
+
+def format_notes(model_format: ModelFormat) -> dict[str, str]:
+    """What config.json records about the format, as text; only what is present.
+
+    `thresholds`: the decision thresholds that are part of the weights. `layers_left_whole`: the
+    layers that are kept in full precision.
+    """
+    path = model_format.path / "config.json"
+    if not path.is_file():
+        return {}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    notes = {}
+    thresholds = config.get("decision_thresholds", {})
+    if thresholds:
+        texts = [f"{label}: {value:.4f}" for label, value in thresholds.items()]
+        notes["thresholds"] = ", ".join(texts)
+    skipped_layers = config.get("layers_left_whole", {}).get(model_format.name, [])
+    if skipped_layers:
+        notes["layers_left_whole"] = ", ".join(skipped_layers)
+    return notes

@@ -1,7 +1,8 @@
-"""Stage export: the last full-precision model as graphs for ONNX Runtime and OpenVINO, in the Hub's layout.
+"""Stage `export`: the last full-precision model as graphs for ONNX Runtime and OpenVINO.
 
-All of a model's graphs lie in one directory, with one config and one tokenizer: `onnx/model.onnx`,
-`onnx/model_quantized.onnx`, `openvino/openvino_model.xml` and so on; each is a form with a row of its own.
+All graphs of a model are in one directory with one config and one tokenizer, in the layout of the
+Hugging Face Hub: `onnx/model.onnx`, `onnx/model_quantized.onnx`, `openvino/openvino_model.xml`, ...
+Every graph is a format with a results row.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from datasets import DatasetDict
 from tqdm import tqdm
 
 from compression_config import Options
+from data import label_array
 from encoders.calibration import calibration_texts
 from engines import graphs
 from engines.engine import engine_name, load_engine, predict_logits, tokenizer_files
-from engines.sensitivity import QualityGate, record_skipped_layers
+from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
 from task import Task
 
 REQUIREMENTS = {
@@ -28,103 +30,124 @@ REQUIREMENTS = {
     "openvino": ("openvino", "nncf", "onnx"),
 }
 
-CHECKED_TEXTS = 32
+EQUIVALENCE_TEXTS = 32
 
-TOLERANCE = 1e-3  # largest difference of an fp32 graph's logits from torch's that is let pass
+TOLERANCE = 1e-3  # largest accepted difference between the logits of an fp32 graph and of torch
 
 
 @dataclass(frozen=True)
 class GraphFormat:
-    """A form of an exported model: where it lies, what writes it, the bits of its weights."""
+    """A graph: its format name, its writer, and the bits of its weights."""
 
-    form: str
+    format_name: str
     write: graphs.Writer
     bits: int
 
 
-GRAPHS = {  # row -> graph
-    "onnx": GraphFormat("onnx/model.onnx", graphs.onnx_fp32, 32),
-    "onnx-int8": GraphFormat("onnx/model_quantized.onnx", graphs.onnx_dynamic, 8),
-    "onnx-static": GraphFormat("onnx/model_static.onnx", graphs.onnx_static, 8),
-    "onnx-int4": GraphFormat("onnx/model_q4.onnx", graphs.onnx_int4, 4),
-    "openvino": GraphFormat("openvino/openvino_model.xml", graphs.openvino_fp32, 32),
+GRAPHS = {  # results row -> graph
+    "onnx": GraphFormat("onnx/model.onnx", graphs.copy_onnx, 32),
+    "onnx-int8": GraphFormat("onnx/model_quantized.onnx", graphs.quantize_onnx_dynamic, 8),
+    "onnx-static": GraphFormat("onnx/model_static.onnx", graphs.quantize_onnx_static, 8),
+    "onnx-int4": GraphFormat("onnx/model_q4.onnx", graphs.quantize_onnx_int4, 4),
+    "openvino": GraphFormat("openvino/openvino_model.xml", graphs.convert_to_openvino, 32),
     "openvino-int8": GraphFormat(
-        "openvino/openvino_model_qint8_quantized.xml", graphs.openvino_int8, 8
+        "openvino/openvino_model_qint8_quantized.xml", graphs.quantize_openvino_int8, 8
     ),
     "openvino-int4": GraphFormat(
-        "openvino/openvino_model_qint4_quantized.xml", graphs.openvino_int4, 4
+        "openvino/openvino_model_qint4_quantized.xml", graphs.quantize_openvino_int4, 4
     ),
 }
 
 
 def selected_graphs(engine: str) -> dict[str, GraphFormat]:
-    """Row -> graph of all that `--export` asks for."""
-    return {
-        row: graph for row, graph in GRAPHS.items() if engine in ("all", engine_name(graph.form))
-    }
+    """Results row -> graph, for every graph of `--export`: none, an engine, or all."""
+    selected = {}
+    for row, graph in GRAPHS.items():
+        if engine in ("all", engine_name(graph.format_name)):
+            selected[row] = graph
+    return selected
+
+
+def exported_formats(options: Options) -> dict[str, str]:
+    """Results row -> format name, for every graph of `--export`."""
+    return {row: graph.format_name for row, graph in selected_graphs(options.export).items()}
 
 
 def required_packages(engine: str) -> list[str]:
-    """The packages that the export needs."""
-    return [
-        package
-        for known, names in REQUIREMENTS.items()
-        if engine in ("all", known)
-        for package in names
-    ]
+    """The packages that `--export` needs: none, those of an engine, or all."""
+    packages = []
+    for required_by, names in REQUIREMENTS.items():
+        if engine in ("all", required_by):
+            packages += names
+    return packages
 
 
 def export(
     model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
-    """Stage `export`: write every graph that `--export` gives; the fp32 ones are compared with torch."""
+    """Stage `export`: write every graph of `--export`; the fp32 graphs are compared with torch."""
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
-    gate = QualityGate(model_in, splits, task, options) if options.quant_auto else None
-    whole: dict[str, list[str]] = {}
-    for path in [model_in / "config.json", *tokenizer_files(model_in)]:
-        compact = json.dumps(
-            json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")
+    gate = None
+    if options.quant_auto:
+        gate = QualityGate(
+            model_in,
+            validation_texts=splits["validation"][:]["text"],
+            labels=label_array(splits["validation"]).astype(int),
+            ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
+            multi_label=task.multi_label,
+            max_f1_drop=options.max_f1_drop,
+            max_length=options.max_length,
         )
-        (out_dir / path.name).write_text(compact, encoding="utf-8")
+    write_compact_json(model_in, out_dir)
+    calibration = graphs.Calibration(out_dir, texts, options.max_length)
+    skipped_layers = {}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         graphs.write_onnx(model_in, source)
         for row, graph in tqdm(selected_graphs(options.export).items(), desc="export", leave=False):
-            (out_dir / graph.form).parent.mkdir(exist_ok=True)
-            write = partial(write_graph, graph, source, out_dir, texts, options.max_length)
-            if gate and graph.bits < 32:
-                whole[row] = gate.fit(write, out_dir, graph.form, graph.bits)
+            target = out_dir / graph.format_name
+            target.parent.mkdir(exist_ok=True)
+            if gate is not None and graph.bits < 32:
+                skipped_layers[row] = gate.write_until_accepted(
+                    partial(graph.write, source, target, calibration),
+                    out_dir,
+                    graph.format_name,
+                    graph.bits,
+                )
             else:
-                write(())
+                graph.write(source, target, calibration, ())
             if graph.bits == 32:
                 check_equivalent(
-                    model_in, out_dir, graph.form, texts[:CHECKED_TEXTS], options.max_length
+                    model_in,
+                    out_dir,
+                    graph.format_name,
+                    texts[:EQUIVALENCE_TEXTS],
+                    options.max_length,
                 )
-    record_skipped_layers(out_dir, whole)
+    record_skipped_layers(out_dir, skipped_layers)
     return out_dir
 
 
-def write_graph(
-    graph: GraphFormat,
-    source: Path,
-    out_dir: Path,
-    texts: list[str],
-    max_length: int,
-    whole: list[str],
-) -> None:
-    """One form, from the fp32 ONNX graph `source`; calibrated on `texts`, read by the tokenizer in `out_dir`."""
-    graph.write(source, out_dir / graph.form, graphs.Calibration(out_dir, texts, max_length), whole)
+def write_compact_json(model_in: Path, out_dir: Path) -> None:
+    """Copy config and tokenizer without whitespace, which counts in a small model."""
+    for path in [model_in / "config.json", *tokenizer_files(model_in)]:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        (out_dir / path.name).write_text(text, encoding="utf-8")
 
 
 def check_equivalent(
-    model_in: Path, out_dir: Path, form: str, texts: list[str], max_length: int
+    model_in: Path, out_dir: Path, format_name: str, texts: list[str], max_length: int
 ) -> None:
-    """Stop where a graph in full precision, read by its own tokenizer, does not give the checkpoint's logits."""
-    ours, theirs = (
-        predict_logits(load_engine(*which, max_length), texts)
-        for which in ((out_dir, form), (model_in, "torch"))
-    )
-    if (worst := float(np.abs(ours - theirs).max())) > TOLERANCE:
+    """Compare the logits of an fp32 graph and its tokenizer with those of the checkpoint.
+
+    Raises RuntimeError if a logit differs by more than TOLERANCE.
+    """
+    logits = predict_logits(load_engine(out_dir, format_name, max_length), texts)
+    expected = predict_logits(load_engine(model_in, "torch", max_length), texts)
+    difference = float(np.abs(logits - expected).max())
+    if difference > TOLERANCE:
         raise RuntimeError(
-            f"{form} differs from {model_in} by {worst:.4f} in a logit; {TOLERANCE} is allowed"
+            f"{format_name} differs from {model_in} by {difference:.4f} in a logit; "
+            f"{TOLERANCE} is allowed"
         )

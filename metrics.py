@@ -1,7 +1,10 @@
-"""How far a measured number can be trusted: bootstrap intervals, paired tests, calibration, decision thresholds.
+"""Quality metrics of decisions and probabilities, their uncertainty, and decision thresholds.
 
-Rows that agree in label and decisions are one pattern, so a bootstrap of rows is a multinomial draw of pattern counts.
-Classes are those of `num_labels`: one that a draw lacks and nobody predicts counts as F1 = 0.
+Numpy only: labels and decisions are class ids [rows], or 0/1 [rows, labels] in a multi-label task.
+The F1 of a label that is never predicted is 0.
+
+Bootstraps draw rows. Rows with the same label and the same decisions are interchangeable, so a
+draw of rows is a multinomial draw of the counts of such patterns, which is much faster.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from numpy import ndarray
 from scipy.stats import binom, t
 from sklearn.metrics import (
     accuracy_score,
+    brier_score_loss,
     confusion_matrix,
     f1_score,
     matthews_corrcoef,
@@ -24,265 +28,348 @@ from sklearn.metrics import (
 
 from task import Task, decide, probabilities
 
+BOOTSTRAP_DRAWS = 2000
 
-def count_patterns(num_labels: int, *columns: ndarray) -> tuple[ndarray, list[ndarray]]:
-    """Counts [patterns] of the distinct joint rows of `columns`, and each column there as booleans [patterns, labels].
+CALIBRATION_BINS = 15
 
-    A column holds class ids [rows], which become one-hot, or 0/1 [rows, labels].
-    """
-    one_hot = np.eye(num_labels, dtype=bool)
-    joint = np.hstack(
-        [one_hot[column] if column.ndim == 1 else column.astype(bool) for column in columns]
-    )
-    distinct, counts = np.unique(joint, axis=0, return_counts=True)
-    return counts, np.split(distinct, len(columns), axis=1)
+# --- Quality of decisions ---
 
 
-def resample(counts: ndarray, draws: int, seed: int) -> ndarray:
-    """Counts [draws, patterns] of as many rows as there are, drawn with replacement; whole numbers, as floats."""
-    rows = counts.sum()
-    return np.random.default_rng(seed).multinomial(rows, counts / rows, size=draws).astype(float)
-
-
-def f1_of_counts(hits: ndarray, errors: ndarray) -> ndarray:
-    """2 TP / (2 TP + FP + FN) of counts `hits` (TP) and `errors` (FP + FN); 0 where the denominator is 0."""
-    return 2 * hits / np.maximum(2 * hits + errors, 1)
-
-
-def macro_f1_of_counts(counts: ndarray, labels: ndarray, decisions: ndarray) -> ndarray:
-    """F1 averaged over labels, for each draw of `counts` [..., patterns]; the others are [patterns, labels]."""
-    return f1_of_counts(counts @ (labels & decisions), counts @ (labels ^ decisions)).mean(axis=-1)
-
-
-def accuracy_of_counts(counts: ndarray, labels: ndarray, decisions: ndarray) -> ndarray:
-    """Share of rows with every label right, for each draw of `counts` [..., patterns]."""
-    return counts @ (labels == decisions).all(axis=1) / counts.sum(axis=-1)
-
-
-def percentile_interval(values: ndarray) -> tuple[float, float]:
-    """Efron & Tibshirani (1993), section 13.3: the 2.5th and 97.5th percentile of `values` [draws]."""
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def bootstrap(
-    labels: ndarray, decisions: ndarray, num_labels: int, seed: int, draws: int = 2000
-) -> dict:
-    """95 % intervals of macro-F1 and accuracy, as fractions, over the test rows that might have been drawn."""
-    counts, (truth, decided) = count_patterns(num_labels, labels, decisions)
-    drawn, found = resample(counts, draws, seed), {}
-    for name, metric in (("macro_f1", macro_f1_of_counts), ("accuracy", accuracy_of_counts)):
-        found[f"{name}_low"], found[f"{name}_high"] = percentile_interval(
-            metric(drawn, truth, decided)
-        )
-    return found
-
-
-def paired_bootstrap(
-    labels: ndarray,
-    decisions: ndarray,
-    reference_decisions: ndarray,
-    num_labels: int,
-    seed: int,
-    draws: int = 2000,
-) -> dict:
-    """Macro-F1 minus the reference's on the rows as they are, and its 95 % interval; each draw serves both models."""
-    counts, (truth, decided, reference) = count_patterns(
-        num_labels, labels, decisions, reference_decisions
-    )
-    drawn = resample(counts, draws, seed)
-    low, high = percentile_interval(
-        macro_f1_of_counts(drawn, truth, decided) - macro_f1_of_counts(drawn, truth, reference)
-    )
-    delta = macro_f1_of_counts(counts, truth, decided) - macro_f1_of_counts(
-        counts, truth, reference
-    )
-    return {"delta_macro_f1": float(delta), "delta_macro_f1_low": low, "delta_macro_f1_high": high}
-
-
-def mcnemar(right: ndarray, reference_right: ndarray) -> float:
-    """Fagerland, Lydersen & Laake (2013): two-sided mid-p value of two models being right equally often, of booleans
-    [rows]; 1 where no row tells the models apart."""
-    fewer, more = sorted(
-        [int((right & ~reference_right).sum()), int((reference_right & ~right).sum())]
-    )
-    point = binom.pmf(fewer, fewer + more, 0.5)
-    if fewer == more:
-        return float(1 - point / 2) if more else 1.0
-    return float(2 * binom.cdf(fewer, fewer + more, 0.5) - point)
-
-
-def calibration_gap(confidence: ndarray, right: ndarray, bins: int) -> float:
-    """Guo et al. (2017), equation 3: |mean confidence - share right| of each bin (low, high], weighted by its rows."""
-    bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    return float(np.abs(np.bincount(bin_of, weights=confidence - right)).sum() / len(confidence))
-
-
-def expected_calibration_error(
-    probabilities: ndarray, labels: ndarray, multi_label: bool, bins: int = 15
-) -> float:
-    """Calibration gap of the most probable class against class ids [rows]; with 0/1 [rows, labels], that of each
-    label's own probability against its rate, averaged over labels. A fraction."""
-    if multi_label:
-        return float(
-            np.mean(
-                [
-                    calibration_gap(*pair, bins)
-                    for pair in zip(probabilities.T, labels.T, strict=True)
-                ]
-            )
-        )
-    return calibration_gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
-
-
-def brier_score(probabilities: ndarray, labels: ndarray, multi_label: bool) -> float:
-    """Brier (1950): squared error of probabilities, mean over rows. Three or more classes: summed over classes, in
-    [0, 2]. Two: the second's alone, half that sum; 0/1 `labels` [rows, labels]: each label's, averaged; in [0, 1]."""
-    num_labels = probabilities.shape[1]
-    outcomes = labels if multi_label else np.eye(num_labels)[labels]
-    per_row = ((probabilities - outcomes) ** 2).sum(axis=1)
-    return float(per_row.mean() / (num_labels if multi_label or num_labels == 2 else 1))
-
-
-def interval_of_mean(
-    values: list[float], test_share: float
-) -> tuple[float, float | None, float | None, float | None]:
-    """Mean, sample standard deviation, and the ends of Nadeau & Bengio's (2003) corrected resampled 95 % t interval.
-
-    `values` [K] come of K random splits with `test_share` = test rows / training rows; one value has no interval.
-    """
-    mean, runs = float(np.mean(values)), len(values)
-    if runs == 1:
-        return mean, None, None, None
-    deviation = float(np.std(values, ddof=1))
-    half = float(t.ppf(0.975, runs - 1) * deviation * np.sqrt(1 / runs + test_share))
-    return mean, deviation, mean - half, mean + half
-
-
-def best_threshold(scores: ndarray, positives: ndarray, both_classes: bool) -> float:
-    """The threshold in (0, 1) whose decision `scores > threshold` has the best F1 of the boolean `positives` [rows],
-    or of positives and negatives averaged: 0.5 or midway between neighbouring scores, of equals the nearest to 0.5."""
-    distinct = np.unique(scores)
-    candidates = np.append(0.5, (distinct[:-1] + distinct[1:]) / 2)
-    candidates = candidates[
-        (candidates > 0) & (candidates < 1)
-    ]  # midway between 1 and its neighbour rounds to 1
-    candidates = candidates[np.argsort(np.abs(candidates - 0.5), kind="stable")]
-    order = np.argsort(scores)
-    negative = np.searchsorted(
-        scores[order], candidates, side="right"
-    )  # rows decided negative, of each candidate
-    missed = np.append(0, np.cumsum(positives[order]))[negative]
-    hits, rejections = positives.sum() - missed, negative - missed
-    errors = len(scores) - hits - rejections
-    quality = f1_of_counts(hits, errors) + (f1_of_counts(rejections, errors) if both_classes else 0)
-    return float(
-        candidates[quality.round(12).argmax()]
-    )  # rounded: equal sums of fractions differ in the last bit
-
-
-def tune_thresholds(probabilities: ndarray, labels: ndarray, multi_label: bool) -> list[float]:
-    """One threshold of best macro-F1 on the second of two classes (`labels` ids [rows]), or one of best F1 a label
-    (`labels` 0/1 [rows, labels]); a probability above its threshold decides yes."""
-    scores, positives = probabilities.astype(float), labels.astype(bool)
-    if multi_label:
-        return [best_threshold(*pair, False) for pair in zip(scores.T, positives.T, strict=True)]
-    assert scores.shape[1] == 2, scores.shape
-    return [best_threshold(scores[:, 1], positives, True)]
-
-
-def macro_f1(labels: np.ndarray, decisions: np.ndarray) -> float:
-    """The headline metric: F1 of each class or label, averaged without weights; 0 where one is never predicted."""
+def macro_f1(labels: ndarray, decisions: ndarray) -> float:
+    """The headline metric: the unweighted mean of the F1 of each class or label."""
     return float(f1_score(labels, decisions, average="macro", zero_division=0))
 
 
-def agreement(decisions: np.ndarray, teacher_decisions: np.ndarray) -> float:
-    """Share of rows on which all decisions are the teacher's."""
-    return float(all_correct(teacher_decisions, decisions).mean())
+def agreement(decisions: ndarray, teacher_decisions: ndarray) -> float:
+    """The fraction of rows on which all decisions equal the teacher's."""
+    return float(accuracy_score(teacher_decisions, decisions))
 
 
-def quality_metrics(logits: np.ndarray, labels: np.ndarray, task: Task) -> dict[str, Any]:
-    """Accuracy, macro-F1, ROC-AUC, Matthews correlation, calibration, confusion, labels never predicted; and F1,
-    precision and recall of each class or label, `f1.<label>`, without suffix of the second of two classes. Accuracy
-    of multi-label rows counts rows with every label right; their Matthews correlation is the mean over labels."""
-    decisions, scores = decide(logits, task.multi_label), probabilities(logits, task.multi_label)
-    binary = len(task.labels) == 2 and not task.multi_label
-    columns = zip(labels.T, decisions.T, strict=True) if task.multi_label else [(labels, decisions)]
-    found = {
-        "accuracy": accuracy_score(labels, decisions),
-        "macro_f1": macro_f1(labels, decisions),
-        "roc_auc": roc_auc_score(
-            labels, scores[:, 1] if binary else scores, average="macro", multi_class="ovr"
-        ),
-        "mcc": np.mean([matthews_corrcoef(*pair) for pair in columns]),
-        "ece": expected_calibration_error(scores, labels, task.multi_label),
-        "brier": brier_score(scores, labels, task.multi_label),
-    }
-    per_label = precision_recall_fscore_support(
-        labels, decisions, labels=range(len(task.labels)), average=None, zero_division=0
-    )
-    for name, values in zip(("precision", "recall", "f1"), per_label[:3], strict=True):
-        found |= {name: values[1]} if binary else {}
-        found |= {
-            f"{name}.{label}": value for label, value in zip(task.labels, values, strict=True)
-        }
-    found = {name: float(value) for name, value in found.items()} | {
-        "confusion": confusion_counts(labels, decisions, task)
-    }
-    missed = never_predicted(decisions, task)
-    return found | ({"never_predicted": missed} if missed else {})
+def is_correct(labels: ndarray, decisions: ndarray) -> ndarray:
+    """Mask [rows] of the rows on which every decision is correct."""
+    equal = labels == decisions
+    if equal.ndim == 1:
+        return equal
+    return equal.all(axis=1)
 
 
-def confusion_counts(labels: np.ndarray, decisions: np.ndarray, task: Task) -> list:
-    """Counts [true class, decided class]; in multi-label [label, truth, decision] of 0/1."""
+def confusion_counts(labels: ndarray, decisions: ndarray, task: Task) -> list:
+    """Counts [true class, predicted class]; multi-label: [label, true 0/1, predicted 0/1]."""
     if task.multi_label:
         return multilabel_confusion_matrix(labels, decisions).tolist()
     return confusion_matrix(labels, decisions, labels=range(len(task.labels))).tolist()
 
 
-def never_predicted(decisions: np.ndarray, task: Task) -> str:
-    """Names of the labels that no row is given."""
-    given = (
-        decisions.sum(axis=0)
-        if task.multi_label
-        else np.bincount(decisions, minlength=len(task.labels))
+def never_predicted(decisions: ndarray, task: Task) -> str:
+    """The names of the labels that are predicted for no row, separated by commas."""
+    if task.multi_label:
+        counts = decisions.sum(axis=0)
+    else:
+        counts = np.bincount(decisions, minlength=len(task.labels))
+    return ", ".join(np.array(task.labels)[counts == 0])
+
+
+def matthews_correlation(labels: ndarray, decisions: ndarray) -> float:
+    """Matthews correlation coefficient; multi-label: its mean over labels."""
+    if labels.ndim == 1:
+        return float(matthews_corrcoef(labels, decisions))
+    columns = zip(labels.T, decisions.T, strict=True)
+    return float(np.mean([matthews_corrcoef(label, decision) for label, decision in columns]))
+
+
+# --- Quality of probabilities ---
+
+
+def calibration_gap(confidence: ndarray, correct: ndarray, bins: int) -> float:
+    """Guo et al. (2017), equation 3: the expected calibration error of `confidence` [rows].
+
+    |mean confidence - fraction correct| of each bin (low, high], weighted by its rows.
+    """
+    inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
+    bin_of_row = np.digitize(confidence, inner_edges, right=True)
+    gaps = np.bincount(bin_of_row, weights=confidence - correct)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def expected_calibration_error(
+    probabilities: ndarray, labels: ndarray, bins: int = CALIBRATION_BINS
+) -> float:
+    """Calibration gap of the most probable class, a fraction; `probabilities` [rows, labels].
+
+    Multi-label: the gap between each label's probability and its rate, averaged over labels.
+    """
+    if labels.ndim == 1:
+        correct = probabilities.argmax(axis=1) == labels
+        return calibration_gap(probabilities.max(axis=1), correct, bins)
+    columns = zip(probabilities.T, labels.T, strict=True)
+    return float(np.mean([calibration_gap(column, label, bins) for column, label in columns]))
+
+
+def brier_score(probabilities: ndarray, labels: ndarray) -> float:
+    """Brier (1950): the squared error of `probabilities` [rows, labels], averaged over rows.
+
+    Two classes: of the second class, in [0, 1]. More classes: summed over classes, in [0, 2].
+    Multi-label: averaged over labels, in [0, 1].
+    """
+    if labels.ndim == 1:
+        return brier_score_loss(labels, probabilities, labels=range(probabilities.shape[1]))
+    columns = zip(labels.T, probabilities.T, strict=True)
+    return float(np.mean([brier_score_loss(label, column) for label, column in columns]))
+
+
+def roc_auc(probabilities: ndarray, labels: ndarray, task: Task) -> float:
+    """Area under the ROC curve; more than two classes: one class against the rest, macro mean."""
+    scores = probabilities[:, 1] if task.is_binary else probabilities
+    return float(roc_auc_score(labels, scores, average="macro", multi_class="ovr"))
+
+
+# --- All quality metrics of one model ---
+
+
+def quality_metrics(logits: ndarray, labels: ndarray, task: Task) -> dict[str, Any]:
+    """The quality columns of a result row, of `logits` [rows, labels].
+
+    `accuracy` of a multi-label task is the fraction of rows with every label correct. `f1`,
+    `precision` and `recall` are those of the second of two classes; with the suffix `.<label>`,
+    those of each class or label. `never_predicted` is present only if there is such a label.
+    """
+    decisions = decide(logits, task.multi_label)
+    scores = probabilities(logits, task.multi_label)
+    metrics: dict[str, Any] = {
+        "accuracy": float(accuracy_score(labels, decisions)),
+        "macro_f1": macro_f1(labels, decisions),
+        "roc_auc": roc_auc(scores, labels, task),
+        "mcc": matthews_correlation(labels, decisions),
+        "ece": expected_calibration_error(scores, labels),
+        "brier": brier_score(scores, labels),
+    }
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, decisions, labels=range(len(task.labels)), average=None, zero_division=0
     )
-    return ", ".join(label for label, number in zip(task.labels, given, strict=True) if not number)
+    for name, values in {"precision": precision, "recall": recall, "f1": f1}.items():
+        if task.is_binary:
+            metrics[name] = float(values[1])
+        for label, value in zip(task.labels, values, strict=True):
+            metrics[f"{name}.{label}"] = float(value)
+    metrics["confusion"] = confusion_counts(labels, decisions, task)
+    missing = never_predicted(decisions, task)
+    if missing:
+        metrics["never_predicted"] = missing
+    return metrics
 
 
-def confidence_intervals(
-    labels: np.ndarray, decisions: np.ndarray, reference: np.ndarray, task: Task, seed: int
-) -> dict:
-    """95 % bootstrap intervals; and the difference from the teacher's (`reference`) decisions, tested in pairs."""
-    count = len(task.labels)
-    right, reference_right = (all_correct(labels, decided) for decided in (decisions, reference))
+def slice_metrics(test: pd.DataFrame, labels: ndarray, decisions: ndarray) -> dict[str, float]:
+    """Rows, accuracy and macro-F1 of each value of the columns `group` and `rows` of `test`.
+
+    The keys are such as `macro_f1[group=female]`. Labels that neither occur nor are predicted in a
+    slice are excluded from its mean.
+    """
+    metrics = {}
+    for column in ("group", "rows"):
+        if column not in test:
+            continue
+        for value, rows in test.groupby(column).indices.items():
+            suffix = f"[{column}={value}]"
+            f1 = f1_score(labels[rows], decisions[rows], average="macro", zero_division=np.nan)
+            metrics[f"rows{suffix}"] = float(len(rows))
+            metrics[f"accuracy{suffix}"] = float(accuracy_score(labels[rows], decisions[rows]))
+            metrics[f"macro_f1{suffix}"] = float(f1)
+    return metrics
+
+
+# --- Bootstrap over test rows ---
+
+
+def count_patterns(num_labels: int, *columns: ndarray) -> tuple[ndarray, list[ndarray]]:
+    """Counts [patterns] of the distinct joint rows of `columns`, and each column's patterns.
+
+    A column contains class ids [rows], which become one-hot, or 0/1 [rows, labels]; its patterns
+    are booleans [patterns, labels].
+    """
+    one_hot = np.eye(num_labels, dtype=bool)
+    indicators = []
+    for column in columns:
+        if column.ndim == 1:
+            indicators.append(one_hot[column])
+        else:
+            indicators.append(column.astype(bool))
+    distinct, counts = np.unique(np.hstack(indicators), axis=0, return_counts=True)
+    return counts, np.split(distinct, len(columns), axis=1)
+
+
+def resample(counts: ndarray, draws: int, seed: int) -> ndarray:
+    """Pattern counts [draws, patterns] of rows drawn with replacement; integers as floats."""
+    rows = counts.sum()
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(rows, counts / rows, size=draws).astype(float)
+
+
+def f1_of_counts(true_positives: ndarray, errors: ndarray) -> ndarray:
+    """2 TP / (2 TP + FP + FN), with `errors` = FP + FN; 0 if the denominator is 0."""
+    return 2 * true_positives / np.maximum(2 * true_positives + errors, 1)
+
+
+def macro_f1_of_counts(counts: ndarray, labels: ndarray, decisions: ndarray) -> ndarray:
+    """Macro-F1 [...] of pattern counts [..., patterns].
+
+    `labels` and `decisions` are booleans [patterns, labels]. A label that neither occurs nor is
+    predicted counts as F1 = 0.
+    """
+    true_positives = counts @ (labels & decisions)
+    errors = counts @ (labels ^ decisions)
+    return f1_of_counts(true_positives, errors).mean(axis=-1)
+
+
+def accuracy_of_counts(counts: ndarray, labels: ndarray, decisions: ndarray) -> ndarray:
+    """Accuracy [...] of pattern counts [..., patterns]: every label of a row must be correct."""
+    return counts @ (labels == decisions).all(axis=1) / counts.sum(axis=-1)
+
+
+def percentile_interval(values: ndarray) -> tuple[float, float]:
+    """Efron & Tibshirani (1993), section 13.3: 2.5th and 97.5th percentile of `values` [draws]."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap(
+    labels: ndarray, decisions: ndarray, num_labels: int, seed: int, draws: int = BOOTSTRAP_DRAWS
+) -> dict[str, float]:
+    """95 % bootstrap intervals of macro-F1 and accuracy over test rows, as fractions."""
+    counts, (labels, decisions) = count_patterns(num_labels, labels, decisions)
+    drawn = resample(counts, draws, seed)
+    f1_low, f1_high = percentile_interval(macro_f1_of_counts(drawn, labels, decisions))
+    accuracy_low, accuracy_high = percentile_interval(accuracy_of_counts(drawn, labels, decisions))
     return {
-        **bootstrap(labels, decisions, count, seed),
-        **paired_bootstrap(labels, decisions, reference, count, seed),
-        "mcnemar_p": mcnemar(right, reference_right),
+        "macro_f1_low": f1_low,
+        "macro_f1_high": f1_high,
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
     }
 
 
-def all_correct(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """Mask of the rows on which every decision is right."""
-    same = labels == decisions
-    return same.all(axis=1) if same.ndim == 2 else same
-
-
-def slice_metrics(
-    test: pd.DataFrame, labels: np.ndarray, decisions: np.ndarray
+def paired_bootstrap(
+    labels: ndarray,
+    decisions: ndarray,
+    baseline_decisions: ndarray,
+    num_labels: int,
+    seed: int,
+    draws: int = BOOTSTRAP_DRAWS,
 ) -> dict[str, float]:
-    """Rows, macro-F1 and accuracy of each value of `group` and `rows`, such as `macro_f1[group=female]`; labels that
-    neither occur nor are decided in a slice are left out of its mean."""
-    found = {}
-    for column in ("group", "rows"):
-        for value, rows in test.groupby(column).indices.items() if column in test else ():
-            name = f"[{column}={value}]"
-            found |= {
-                f"rows{name}": len(rows),
-                f"accuracy{name}": accuracy_score(labels[rows], decisions[rows]),
-                f"macro_f1{name}": f1_score(
-                    labels[rows], decisions[rows], average="macro", zero_division=np.nan
-                ),
-            }
-    return {name: float(value) for name, value in found.items()}
+    """Macro-F1 minus the baseline's, and its 95 % interval; both models share every draw."""
+    counts, (labels, decisions, baseline) = count_patterns(
+        num_labels, labels, decisions, baseline_decisions
+    )
+    drawn = resample(counts, draws, seed)
+    drawn_f1 = macro_f1_of_counts(drawn, labels, decisions)
+    drawn_baseline_f1 = macro_f1_of_counts(drawn, labels, baseline)
+    low, high = percentile_interval(drawn_f1 - drawn_baseline_f1)
+    f1 = macro_f1_of_counts(counts, labels, decisions)
+    baseline_f1 = macro_f1_of_counts(counts, labels, baseline)
+    return {
+        "delta_macro_f1": float(f1 - baseline_f1),
+        "delta_macro_f1_low": low,
+        "delta_macro_f1_high": high,
+    }
+
+
+# --- Tests and intervals ---
+
+
+def mcnemar(correct: ndarray, baseline_correct: ndarray) -> float:
+    """McNemar's test: the two-sided mid-p value of two models being correct equally often.
+
+    Both are masks [rows]; 1 if the models are correct on the same rows. Fagerland, Lydersen &
+    Laake (2013).
+    """
+    only_model = int((correct & ~baseline_correct).sum())
+    only_baseline = int((baseline_correct & ~correct).sum())
+    discordant = only_model + only_baseline
+    if discordant == 0:
+        return 1.0
+    fewer = min(only_model, only_baseline)
+    point = binom.pmf(fewer, discordant, 0.5)
+    if only_model == only_baseline:
+        return float(1 - point / 2)
+    return float(2 * binom.cdf(fewer, discordant, 0.5) - point)
+
+
+def confidence_intervals(
+    labels: ndarray, decisions: ndarray, teacher_decisions: ndarray, task: Task, seed: int
+) -> dict[str, float]:
+    """95 % bootstrap intervals, and the difference from the teacher with its paired tests."""
+    num_labels = len(task.labels)
+    correct = is_correct(labels, decisions)
+    teacher_correct = is_correct(labels, teacher_decisions)
+    return {
+        **bootstrap(labels, decisions, num_labels, seed),
+        **paired_bootstrap(labels, decisions, teacher_decisions, num_labels, seed),
+        "mcnemar_p": mcnemar(correct, teacher_correct),
+    }
+
+
+def interval_of_mean(
+    values: list[float], test_share: float
+) -> tuple[float, float | None, float | None, float | None]:
+    """Mean, sample standard deviation, and both ends of a 95 % interval over random splits.
+
+    Nadeau & Bengio (2003): the corrected resampled t interval of `values` [splits], with
+    `test_share` = test rows / training rows. One value has no interval.
+    """
+    mean = float(np.mean(values))
+    count = len(values)
+    if count == 1:
+        return mean, None, None, None
+    deviation = float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, count - 1) * deviation * np.sqrt(1 / count + test_share))
+    return mean, deviation, mean - half, mean + half
+
+
+# --- Decision thresholds ---
+
+
+def threshold_candidates(scores: ndarray) -> ndarray:
+    """0.5 and the midpoints of neighboring scores, all in (0, 1), the nearest to 0.5 first."""
+    distinct = np.unique(scores)
+    midpoints = (distinct[:-1] + distinct[1:]) / 2
+    candidates = np.append(0.5, midpoints)
+    # The midpoint of 1 and the float below it is rounded to 1, which has no finite logit.
+    candidates = candidates[(candidates > 0) & (candidates < 1)]
+    return candidates[np.argsort(np.abs(candidates - 0.5), kind="stable")]
+
+
+def best_threshold(scores: ndarray, positives: ndarray, *, average_classes: bool) -> float:
+    """The threshold whose decisions `scores > threshold` have the best F1 of `positives` [rows].
+
+    `scores` [rows] are probabilities; `positives` is a mask. With `average_classes`, F1 is averaged
+    over positives and negatives. Among equal thresholds, the nearest to 0.5 is chosen.
+    """
+    candidates = threshold_candidates(scores)
+    order = np.argsort(scores)
+    # For each candidate: the rows predicted negative, and the positives among them.
+    predicted_negative = np.searchsorted(scores[order], candidates, side="right")
+    false_negatives = np.append(0, np.cumsum(positives[order]))[predicted_negative]
+    true_positives = positives.sum() - false_negatives
+    true_negatives = predicted_negative - false_negatives
+    errors = len(scores) - true_positives - true_negatives
+    f1 = f1_of_counts(true_positives, errors)
+    if average_classes:
+        f1 = f1 + f1_of_counts(true_negatives, errors)
+    # Rounded, because equal sums of fractions differ in the last bit.
+    return float(candidates[f1.round(12).argmax()])
+
+
+def tune_thresholds(probabilities: ndarray, labels: ndarray, multi_label: bool) -> list[float]:
+    """The thresholds above which a probability [rows, labels] decides for its label.
+
+    Two classes: one threshold on the second class, of best macro-F1. Multi-label: one threshold
+    for each label, of best F1.
+    """
+    scores = probabilities.astype(float)
+    positives = labels.astype(bool)
+    if not multi_label:
+        assert scores.shape[1] == 2, scores.shape
+        return [best_threshold(scores[:, 1], positives, average_classes=True)]
+    thresholds = []
+    for column, positive in zip(scores.T, positives.T, strict=True):
+        thresholds.append(best_threshold(column, positive, average_classes=False))
+    return thresholds

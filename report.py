@@ -1,7 +1,7 @@
-"""Results as CSV, JSON, the table that ends a run, and what its page and a page of many runs say. No torch.
+"""Print the table of finished runs again, or write one page that compares them.
 
-`python report.py DIR --format markdown` prints the table of an earlier run, as a paper or another page needs it;
-`python report.py DIR DIR --html FILE` writes one page that compares runs.
+`python report.py DIR --format markdown` prints a table for a paper or a page;
+`python report.py DIR DIR --html FILE` writes the comparison.
 """
 
 from __future__ import annotations
@@ -9,33 +9,50 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from compression_config import UserError
-from reporting.results import FORMATS, read_rows
+from reporting.results import TABLE_FORMATS, read_rows
 from reporting.run_page import write_comparison
 from runtime.command_line import ArgumentParser
+from runtime.exit_codes import CommandContext, run_command
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        prog="report.py", description="Print the table of a finished run, or compare runs."
+    )
+    parser.add_argument("directory", nargs="+", help="directory in compressed_models/")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--format",
+        choices=tuple(TABLE_FORMATS),
+        default="text",
+        help="how to print the table (default: text)",
+    )
+    output.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write one page that compares the runs instead",
+    )
+    return parser
+
+
+def report(argv: list[str] | None, context: CommandContext) -> int:
+    """Print the table of each directory, or write one page about all of them."""
+    options = build_parser().parse_args(argv)
+    if options.html:
+        context.output_dir = str(options.html.parent)
+        write_comparison(options.directory, options.html)
+        return 0
+    write_table = TABLE_FORMATS[options.format]
+    tables = [write_table(read_rows(directory)) for directory in options.directory]
+    print("\n\n".join(tables))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table of each folder, or write one page of all."""
-    what = "Print the table of a finished run, or compare runs."
-    parser = ArgumentParser(prog="report.py", description=what)
-    parser.add_argument("directory", nargs="+", help="folder in compressed_models/")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument(
-        "--format", choices=tuple(FORMATS), default="text", help="how to print it (default: text)"
-    )
-    shape.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one page that compares the runs instead"
-    )
-    try:
-        args = parser.parse_args(argv)
-        if args.html:
-            write_comparison(args.directory, args.html)
-        else:
-            print("\n\n".join(FORMATS[args.format](read_rows(one)) for one in args.directory))
-    except UserError as error:
-        return error.print_to_stderr("report.py")
-    return 0
+    """The command; returns its exit code."""
+    return run_command("report.py", report, argv)
 
 
 if __name__ == "__main__":

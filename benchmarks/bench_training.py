@@ -1,348 +1,361 @@
-"""What distillation costs here, against plain fine-tuning, the Trainer's defaults, and the textbook loop.
+"""Cost of distillation against plain fine-tuning, the Trainer's defaults, and the textbook loop.
 
-`python scripts/bench_training.py CSV [--epochs 3] [options of main.py]`. One run prints: an epoch of logit distillation
-against an epoch of plain fine-tuning of the same student, and against the Trainer with random sampling in fp32 (in
-turn, the faster of two rounds each); the whole distillation against a loop that pads to `--max_length`, computes in
-fp32 and runs the teacher at each step, with the difference in macro-F1; tokens per second, their share of the bf16
-matmul peak, and where the rest goes. Exit code 1 where a ratio falls short.
+`python -m benchmarks.bench_training CSV [--epochs 3] [options of main.py]`. One run measures:
+
+- an epoch of logit distillation against an epoch of plain fine-tuning of the same student, and
+  against the Trainer with random sampling in fp32 (interleaved, the faster of two rounds each);
+- tokens per second, and the encoder's matrix products as a fraction of the bf16 matmul peak;
+- which operators the training steps spend their time in;
+- the whole distillation against a loop that pads to `--max_length`, computes in fp32 and runs the
+  teacher in every step, with the difference in macro-F1.
+
+The exit code is 1 if a ratio misses its limit.
 """
 
+import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    get_linear_schedule_with_warmup,
     set_seed,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.textbook_loop import train_textbook
 from compression_config import COMPUTE_OPTIONS, Options, select
 from data import label_array, load_splits, read_tokens, token_lengths, write_tokens
 from distillation import distill, with_teacher_logits, write_teacher_outputs
 from encoders.families import encoder_linears
 from encoders.start import start_student
 from engines.engine import load_engine, predict_logits
-from evaluation import decide
 from experiments.checks import resolve_defaults
 from losses import distillation_loss, hard_label_loss
 from metrics import macro_f1, paired_bootstrap
 from runtime.command_line import parse_options
-from task import Task
+from task import Task, decide
 from training import ClassifierTrainer, Loss, fine_tune_teacher, training_arguments
 
-PLAIN_MOST, TEXTBOOK_LEAST, DEFAULTS_LEAST = 1.1, 10.0, 3.5
-PROFILED = range(20, 60)  # steps
+MAX_PLAIN_RATIO = 1.1  # distillation / plain fine-tuning
+MIN_DEFAULTS_RATIO = 3.5  # Trainer's defaults / distillation
+MIN_TEXTBOOK_RATIO = 10.0  # textbook loop / the whole distillation
+ROUNDS = 2
+PROFILED_STEPS = range(20, 60)
+MATMUL_SIZE = 2048
+MATMUL_REPEATS = 12
+GFLOPS = 1e9
 
 
-class Clock(TrainerCallback):
-    """Seconds of each epoch, evaluation and checkpoints left out."""
+@dataclass(frozen=True)
+class Setup:
+    """What every measurement starts from; `soft_train` has the column `teacher_logits`."""
+
+    teacher_dir: Path
+    splits: DatasetDict
+    soft_train: Dataset
+    task: Task
+    options: Options
+
+    def start_student(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The untrained student and its tokenizer."""
+        options = self.options
+        return start_student(
+            options.student_path, self.teacher_dir, self.task, [], options.max_length
+        )
+
+
+class EpochTimer(TrainerCallback):
+    """Seconds per epoch, without evaluation and checkpoints."""
 
     def __init__(self):
         self.seconds: list[float] = []
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """Start."""
-        self.began = time.perf_counter()
+        """Start the clock."""
+        self.start = time.perf_counter()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Stop."""
-        self.seconds.append(time.perf_counter() - self.began)
+        """Stop the clock."""
+        self.seconds.append(time.perf_counter() - self.start)
 
 
-class Profiler(TrainerCallback):
-    """Which operators PROFILED steps spend their time in."""
+class StepProfiler(TrainerCallback):
+    """Prints the operators that PROFILED_STEPS spend their time in."""
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """Start at the first of them."""
-        if state.global_step == PROFILED.start:
-            self.profile = profile(activities=[ProfilerActivity.CPU]).__enter__()
+        """Start at the first profiled step."""
+        if state.global_step == PROFILED_STEPS.start:
+            self.profiler = profile(activities=[ProfilerActivity.CPU])
+            self.profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Print at the last of them."""
-        if state.global_step == PROFILED.stop:
-            self.profile.__exit__(None, None, None)
-            averages = self.profile.key_averages()
-            print(
-                averages.table(
-                    sort_by="self_cpu_time_total",
-                    row_limit=14,
-                    max_name_column_width=40,
-                    header=f"steps {PROFILED.start} to {PROFILED.stop}",
-                )
+        """Stop and print at the last profiled step."""
+        if state.global_step == PROFILED_STEPS.stop:
+            self.profiler.stop()
+            table = self.profiler.key_averages().table(
+                sort_by="self_cpu_time_total",
+                row_limit=14,
+                max_name_column_width=40,
+                header=f"steps {PROFILED_STEPS.start} to {PROFILED_STEPS.stop}",
             )
+            print(table)
 
 
-class RandomOrder(ClassifierTrainer):
-    """Our loss with the Trainer's own sampling, and torch's own dropout."""
+class RandomOrderTrainer(ClassifierTrainer):
+    """Our loss with the Trainer's own random sampling."""
 
-    _get_train_sampler = Trainer._get_train_sampler
+    _get_train_sampler = Trainer._get_train_sampler  # private API of transformers, pinned
 
 
-def epoch(
-    kind: type[ClassifierTrainer],
+def plain_loss(
+    logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None
+) -> torch.Tensor:
+    """The hard-label loss only."""
+    return hard_label_loss(logits, labels)
+
+
+def tokenize_train(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, folder: str
+) -> Dataset:
+    """The tokenized rows, memory-mapped from a file in `folder`."""
+    path = Path(folder) / "tokens.arrow"
+    write_tokens(rows, tokenizer, max_length, path)
+    return read_tokens(path)
+
+
+def time_epoch(
+    setup: Setup,
+    rows: Dataset,
     loss: Loss,
-    splits: DatasetDict,
-    teacher_dir: Path,
-    task: Task,
-    options: Options,
     *callbacks: TrainerCallback,
+    trainer_class: type[ClassifierTrainer] = ClassifierTrainer,
+    precision: str | None = None,
 ) -> float:
-    """Seconds of one epoch of the student under a Trainer."""
+    """Seconds of one epoch of the student on `rows`; `precision` overrides the option."""
+    options = replace(setup.options, precision=precision or setup.options.precision)
     set_seed(options.seed)
-    student, tokenizer = start_student(
-        options.student_path, teacher_dir, task, [], options.max_length
-    )
-    clock = Clock()
+    student, tokenizer = setup.start_student()
+    timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
-        write_tokens(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
-        rows = read_tokens(Path(folder) / "tokens.arrow")
         arguments = training_arguments(Path(folder), options, 1, options.lr)
-        arguments.eval_strategy = arguments.save_strategy = "no"
+        arguments.eval_strategy = "no"
+        arguments.save_strategy = "no"
         arguments.load_best_model_at_end = False
-        trainer = kind(
+        trainer = trainer_class(
             loss,
             None,
             model=student,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=tokenize_train(rows, tokenizer, options.max_length, folder),
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[clock, *callbacks],
+            callbacks=[timer, *callbacks],
         )
         trainer.remove_callback(ProgressCallback)
         trainer.train()
-    return clock.seconds[0]
+    return timer.seconds[0]
 
 
-def ours(
-    teacher_dir: Path, splits: DatasetDict, task: Task, folder: Path, options: Options
-) -> float:
-    """Seconds of a whole distillation, the teacher's pass included."""
-    start, soft = time.perf_counter(), {}
+def run_distillation(setup: Setup, folder: Path) -> float:
+    """Write the student into `folder`; seconds, including the teacher's forward passes."""
+    start = time.perf_counter()
+    compute_options = select(setup.options, COMPUTE_OPTIONS)
+    soft_splits = DatasetDict()
     for name in ("train", "validation"):
-        (folder / name).mkdir()
-        write_teacher_outputs(
-            teacher_dir, splits[name], folder / name, select(options, COMPUTE_OPTIONS)
-        )
-        soft[name] = with_teacher_logits(splits[name], folder / name)
-    distill(teacher_dir, DatasetDict(soft), task, folder / "ours", options)
+        outputs_dir = folder / f"{name}_outputs"
+        outputs_dir.mkdir(parents=True)
+        write_teacher_outputs(setup.teacher_dir, setup.splits[name], outputs_dir, compute_options)
+        soft_splits[name] = with_teacher_logits(setup.splits[name], outputs_dir)
+    distill(setup.teacher_dir, soft_splits, setup.task, folder, setup.options)
     return time.perf_counter() - start
 
 
-def textbook(
-    teacher_dir: Path, splits: DatasetDict, task: Task, folder: Path, options: Options
-) -> float:
-    """Seconds of the usual loop: everything padded to the full length, fp32, the teacher live at each step."""
+def run_textbook(setup: Setup, folder: Path) -> float:
+    """Write the student of the textbook loop into `folder`; seconds."""
     start = time.perf_counter()
-    set_seed(options.seed)
-    student, tokenizer = start_student(
-        options.student_path, teacher_dir, task, [], options.max_length
-    )
-    judge = AutoModelForSequenceClassification.from_pretrained(teacher_dir).eval()
-    padded = partial(
+    set_seed(setup.options.seed)
+    student, tokenizer = setup.start_student()
+    train_textbook(
+        student,
         tokenizer,
-        padding="max_length",
-        truncation=True,
-        max_length=options.max_length,
-        return_tensors="pt",
+        setup.teacher_dir,
+        setup.splits,
+        setup.task,
+        setup.options,
+        folder,
     )
-
-    def batches(name: str, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            splits[name],
-            options.batch,
-            shuffle=shuffle,
-            collate_fn=lambda rows: (
-                padded([row["text"] for row in rows]),
-                torch.tensor([row["label"] for row in rows]),
-            ),
-        )
-
-    train, best = batches("train", True), -1.0
-    optimizer = torch.optim.AdamW(
-        student.parameters(), options.lr, weight_decay=options.weight_decay
-    )
-    steps = options.epochs * len(train)
-    schedule = get_linear_schedule_with_warmup(
-        optimizer, round(options.warmup_ratio * steps), steps
-    )
-    for _ in range(options.epochs):
-        student.train()
-        for batch, labels in train:
-            with torch.no_grad():
-                taught = judge(**batch).logits
-            loss = distillation_loss(
-                student(**batch).logits, labels, taught, options.kd_alpha, options.kd_temperature
-            )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        student.eval()
-        with torch.no_grad():
-            logits = torch.cat(
-                [student(**batch).logits for batch, _ in batches("validation", False)]
-            )
-        found = macro_f1(
-            label_array(splits["validation"]), decide(logits.numpy(), task.multi_label)
-        )
-        if found > best:
-            best = found
-            student.save_pretrained(folder / "textbook")
-    tokenizer.save_pretrained(folder / "textbook")
     return time.perf_counter() - start
 
 
 def matmul_peak(dtype: torch.dtype) -> float:
-    """Best FLOP/s of a square product."""
-    one, other = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(12):
+    """The highest FLOP/s of a product of two square matrices."""
+    left = torch.randn(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype)
+    right = torch.randn(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype)
+    best_s = float("inf")
+    for _ in range(MATMUL_REPEATS):
         start = time.perf_counter()
-        one @ other
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+        left @ right
+        best_s = min(best_s, time.perf_counter() - start)
+    return 2 * MATMUL_SIZE**3 / best_s
 
 
-def report_speed(
-    seconds: float, splits: DatasetDict, teacher_dir: Path, task: Task, options: Options
-) -> None:
-    """Tokens per second, and the share of the bf16 peak that the encoder's products alone come to."""
-    student, _ = start_student(options.student_path, teacher_dir, task, [], options.max_length)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
+def print_speed(setup: Setup, epoch_s: float) -> None:
+    """Print tokens per second, and the encoder's products as a fraction of the bf16 matmul peak.
+
+    A weight costs 6 FLOP per token: 2 in the forward pass and 4 in the backward pass.
+    """
+    student, _ = setup.start_student()
+    tokenizer = AutoTokenizer.from_pretrained(setup.teacher_dir)
     with tempfile.TemporaryDirectory() as folder:
-        write_tokens(splits["train"], tokenizer, options.max_length, Path(folder) / "tokens.arrow")
-        rows = read_tokens(Path(folder) / "tokens.arrow")
+        max_length = setup.options.max_length
+        rows = tokenize_train(setup.splits["train"], tokenizer, max_length, folder)
         tokens = sum(token_lengths(rows))
+        tokens_per_text = tokens / len(rows)
     weights = sum(linear.weight.numel() for linear in encoder_linears(student).values())
-    rate, peak = 6 * weights * tokens / seconds, matmul_peak(torch.bfloat16)
+    rate = 6 * weights * tokens / epoch_s
+    bf16_peak = matmul_peak(torch.bfloat16)
+    fp32_peak = matmul_peak(torch.float32)
     print(
-        f"{tokens / len(rows):.1f} tokens a text, {tokens / seconds:.0f} tokens/s in training; encoder products "
-        f"{rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of the bf16 matmul peak of {peak / 1e9:.0f} (fp32: "
-        f"{matmul_peak(torch.float32) / 1e9:.0f})",
+        f"{tokens_per_text:.1f} tokens per text, {tokens / epoch_s:.0f} tokens/s in training; "
+        f"encoder products {rate / GFLOPS:.0f} GFLOP/s, {rate / bf16_peak:.0%} of the bf16 matmul "
+        f"peak of {bf16_peak / GFLOPS:.0f} (fp32: {fp32_peak / GFLOPS:.0f})",
         flush=True,
     )
 
 
-def check(what: str, ratio: float, holds: bool, limit: str) -> bool:
-    """Print a ratio beside its limit."""
-    print(f"{what}: {ratio:.2f} ({limit}) {'ok' if holds else 'SHORT'}", flush=True)
-    return holds
+def check_at_most(name: str, ratio: float, limit: float) -> bool:
+    """Print a ratio and its limit; whether it is met."""
+    is_met = ratio <= limit
+    print(f"{name}: {ratio:.2f} (at most {limit}) {'ok' if is_met else 'MISSED'}", flush=True)
+    return is_met
 
 
-def compare_epochs(
-    teacher_dir: Path, splits: DatasetDict, soft: DatasetDict, task: Task, options: Options
-) -> bool:
-    """Distillation against plain fine-tuning and against the Trainer's defaults."""
+def check_at_least(name: str, ratio: float, limit: float) -> bool:
+    """Print a ratio and its limit; whether it is met."""
+    is_met = ratio >= limit
+    print(f"{name}: {ratio:.2f} (at least {limit}) {'ok' if is_met else 'MISSED'}", flush=True)
+    return is_met
+
+
+def compare_epochs(setup: Setup) -> bool:
+    """Distillation against plain fine-tuning and the Trainer's defaults; whether limits are met."""
     soft_loss = partial(
-        distillation_loss, alpha=options.kd_alpha, temperature=options.kd_temperature
+        distillation_loss,
+        alpha=setup.options.kd_alpha,
+        temperature=setup.options.kd_temperature,
     )
-    hard: Loss = lambda logits, labels, _: hard_label_loss(logits, labels)  # noqa: E731
-    run: dict[str, Callable[[], float]] = {
-        "distillation": lambda: epoch(
-            ClassifierTrainer, soft_loss, soft, teacher_dir, task, options
-        ),
-        "plain fine-tuning": lambda: epoch(
-            ClassifierTrainer, hard, splits, teacher_dir, task, options
-        ),
-        "Trainer's defaults": lambda: epoch(
-            RandomOrder, soft_loss, soft, teacher_dir, task, replace(options, precision="fp32")
+    measurements = {
+        "distillation": partial(time_epoch, setup, setup.soft_train, soft_loss),
+        "plain fine-tuning": partial(time_epoch, setup, setup.splits["train"], plain_loss),
+        "Trainer's defaults": partial(
+            time_epoch,
+            setup,
+            setup.soft_train,
+            soft_loss,
+            trainer_class=RandomOrderTrainer,
+            precision="fp32",
         ),
     }
-    times: dict[str, float] = {}
-    for _ in range(2):
-        for name, measure in run.items():
-            times[name] = min(times.get(name, float("inf")), measure())
-            print(f"an epoch of {name}: {times[name]:.1f} s", flush=True)
-    report_speed(times["distillation"], splits, teacher_dir, task, options)
-    epoch(ClassifierTrainer, soft_loss, soft, teacher_dir, task, options, Profiler())
-    over, gained = (
-        times["distillation"] / times["plain fine-tuning"],
-        times["Trainer's defaults"] / times["distillation"],
+    best_s = dict.fromkeys(measurements, float("inf"))
+    for _ in range(ROUNDS):
+        for name, measure in measurements.items():
+            best_s[name] = min(best_s[name], measure())
+            print(f"an epoch of {name}: {best_s[name]:.1f} s", flush=True)
+    print_speed(setup, best_s["distillation"])
+    time_epoch(setup, setup.soft_train, soft_loss, StepProfiler())
+    is_close_to_plain = check_at_most(
+        "distillation / plain fine-tuning",
+        best_s["distillation"] / best_s["plain fine-tuning"],
+        MAX_PLAIN_RATIO,
     )
-    return check(
-        "distillation / plain fine-tuning", over, over <= PLAIN_MOST, f"at most {PLAIN_MOST}"
-    ) & check(
+    is_faster_than_defaults = check_at_least(
         "Trainer's defaults / distillation",
-        gained,
-        gained >= DEFAULTS_LEAST,
-        f"at least {DEFAULTS_LEAST}",
+        best_s["Trainer's defaults"] / best_s["distillation"],
+        MIN_DEFAULTS_RATIO,
     )
+    return is_close_to_plain and is_faster_than_defaults
 
 
-def compare_whole(
-    teacher_dir: Path, splits: DatasetDict, task: Task, folder: Path, options: Options
-) -> bool:
-    """The whole distillation against the textbook loop, and what each student knows."""
-    mine, theirs = (run(teacher_dir, splits, task, folder, options) for run in (ours, textbook))
+def compare_loops(setup: Setup, folder: Path) -> bool:
+    """Distillation against the textbook loop, in time and macro-F1; whether the limit is met."""
+    directories = {"ours": folder / "ours", "textbook": folder / "textbook"}
+    ours_s = run_distillation(setup, directories["ours"])
+    textbook_s = run_textbook(setup, directories["textbook"])
     print(
-        f"{options.epochs} epochs: ours {mine:.0f} s with the teacher's pass, textbook {theirs:.0f} s",
+        f"{setup.options.epochs} epochs: ours {ours_s:.0f} s with the teacher's forward passes, "
+        f"textbook {textbook_s:.0f} s",
         flush=True,
     )
-    labels, texts = label_array(splits["test"]), splits["test"][:]["text"]
-    decisions = [
-        decide(
-            predict_logits(load_engine(folder / name, "torch", options.max_length), texts),
-            task.multi_label,
-        )
-        for name in ("ours", "textbook")
-    ]
-    found = paired_bootstrap(labels, *decisions, len(task.labels), options.seed)
+    test = setup.splits["test"]
+    labels = label_array(test)
+    decisions = {}
+    for name, directory in directories.items():
+        engine = load_engine(directory, "torch", setup.options.max_length)
+        logits = predict_logits(engine, test[:]["text"])
+        decisions[name] = decide(logits, setup.task.multi_label)
+    delta = paired_bootstrap(
+        labels,
+        decisions["ours"],
+        decisions["textbook"],
+        len(setup.task.labels),
+        setup.options.seed,
+    )
     print(
-        f"macro-F1: ours {macro_f1(labels, decisions[0]):.4f}, textbook {macro_f1(labels, decisions[1]):.4f}, "
-        "difference {delta_macro_f1:+.4f} [{delta_macro_f1_low:+.4f}, {delta_macro_f1_high:+.4f}]".format(
-            **found
-        )
+        f"macro-F1: ours {macro_f1(labels, decisions['ours']):.4f}, "
+        f"textbook {macro_f1(labels, decisions['textbook']):.4f}, "
+        f"difference {delta['delta_macro_f1']:+.4f} "
+        f"[{delta['delta_macro_f1_low']:+.4f}, {delta['delta_macro_f1_high']:+.4f}]"
     )
-    return check(
-        "textbook / ours",
-        theirs / mine,
-        theirs / mine >= TEXTBOOK_LEAST,
-        f"at least {TEXTBOOK_LEAST}",
-    )
+    return check_at_least("textbook / ours", textbook_s / ours_s, MIN_TEXTBOOK_RATIO)
 
 
-def main() -> int:
-    """Train a teacher for two epochs, then compare."""
-    csv, *words = sys.argv[1:]
-    options = parse_options(
-        ["--dataset_path", csv, "--epochs", "3", "--teacher_epochs", "2", *words]
+def parse_arguments(argv: list[str] | None) -> Options:
+    """CSV and the options of main.py, with the defaults of this benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Further options are those of main.py. Here the defaults are --epochs 3, "
+        "--teacher_epochs 2 and --student_path teacher:2.",
+        allow_abbrev=False,
     )
-    options = replace(options, student_path=options.student_path or "teacher:2")
+    parser.add_argument("csv", metavar="CSV", help="labelled file")
+    arguments, main_options = parser.parse_known_args(argv)
+    defaults = ["--epochs", "3", "--teacher_epochs", "2"]
+    options = parse_options(["--dataset_path", arguments.csv, *defaults, *main_options])
+    return replace(options, student_path=options.student_path or "teacher:2")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fine-tune the teacher, then compare; 1 if a ratio misses its limit."""
+    options = parse_arguments(argv)
     splits, task, columns = load_splits(options)
     options = resolve_defaults(options, columns)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         teacher_dir = folder / "teacher"
+        outputs_dir = folder / "outputs"
+        outputs_dir.mkdir()
         fine_tune_teacher(options.teacher_path, splits, task, teacher_dir, options)
-        (folder / "soft").mkdir()
         start = time.perf_counter()
-        write_teacher_outputs(
-            teacher_dir, splits["train"], folder / "soft", select(options, COMPUTE_OPTIONS)
-        )
-        print(
-            f"the teacher's pass over {len(splits['train'])} rows: {time.perf_counter() - start:.1f} s",
-            flush=True,
-        )
-        soft = DatasetDict(train=with_teacher_logits(splits["train"], folder / "soft"))
-        fine = compare_epochs(teacher_dir, splits, soft, task, options)
-        return 0 if fine & compare_whole(teacher_dir, splits, task, folder, options) else 1
+        compute_options = select(options, COMPUTE_OPTIONS)
+        write_teacher_outputs(teacher_dir, splits["train"], outputs_dir, compute_options)
+        seconds = time.perf_counter() - start
+        print(f"teacher outputs of {len(splits['train'])} rows: {seconds:.1f} s", flush=True)
+        soft_train = with_teacher_logits(splits["train"], outputs_dir)
+        setup = Setup(teacher_dir, splits, soft_train, task, options)
+        are_epochs_fast = compare_epochs(setup)
+        is_whole_fast = compare_loops(setup, folder)
+    return 0 if are_epochs_fast and is_whole_fast else 1
 
 
 if __name__ == "__main__":

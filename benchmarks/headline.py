@@ -1,271 +1,357 @@
-"""Our recipes against what a user would pick instead, on real files: writes docs/benchmarks.md.
+"""The headline benchmark: our recipes against what a user would pick instead, on real files.
 
-    python scripts/benchmark.py --english FILE --bangla FILE --teacher DIR --output_dir OUT [--seeds 1 2 3]
+    python -m benchmarks.headline --english FILE --bangla FILE --teacher DIR --output_dir OUT
 
-Quality is measured on the test split of every seed; finished stages in OUT are taken over. Bytes and times are those of
-the first seed; all forms of a file are timed in one run, in turn, on one thread, against the fp32 teacher in torch.
+Prints a table per file and writes it into docs/benchmarks.md. Quality is measured on the test split
+of every seed; finished stages in OUT are reused. Bytes and times are those of the first seed. All
+formats of a file are timed interleaved in one run, on `--threads` threads, against the fp32 teacher
+in torch.
 """
 
 import argparse
 import shutil
-import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from typing import Any, NamedTuple
 
 from compression_config import Options
-from runtime.command_line import parse_options  # noqa: E402
+from runtime.command_line import parse_options
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-LEARN = "--lr 1e-4 --kd_alpha 0.9"
-ENGLISH = {  # recipe -> options; fixed on validation beforehand
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+ENGLISH = {  # recipe -> options; chosen beforehand on the validation rows of seed 1
     "teacher": "--pipeline baseline --export all",
-    "3 layers": f"--pipeline kd_only --student_path teacher:3 {LEARN} --epochs 5 --export all",
-    "2 layers": f"--pipeline kd_only --student_path teacher:2 {LEARN} --epochs 5 --export all",
-    "small": f"--pipeline kd_only --student_path teacher:3 --ffn_width 384 --trim_vocab 5500 {LEARN} --augment 2 "
-    "--epochs 7 --early_stopping_patience 7 --export all",
+    "3 layers": "--pipeline kd_only --student_path teacher:3 --lr 1e-4 --kd_alpha 0.9 --epochs 5 "
+    "--export all",
+    "2 layers": "--pipeline kd_only --student_path teacher:2 --lr 1e-4 --kd_alpha 0.9 --epochs 5 "
+    "--export all",
+    "small": "--pipeline kd_only --student_path teacher:3 --ffn_width 384 --trim_vocab 5500 "
+    "--lr 1e-4 --kd_alpha 0.9 --augment 2 --epochs 7 --early_stopping_patience 7 --export all",
 }
 BANGLA = {
     "teacher": "--pipeline baseline --export all",
     "2 layers": "--pipeline kd_only --student_path teacher:2 --epochs 5 --kd_baseline --export all",
-    "small": "--pipeline kd_only --student_path teacher:2 --ffn_width 256 --trim_vocab 4000 --epochs 5 --augment 2 "
-    "--export all",
+    "small": "--pipeline kd_only --student_path teacher:2 --ffn_width 256 --trim_vocab 4000 "
+    "--epochs 5 --augment 2 --export all",
 }
-ON_ALL_SEEDS = ("small",)  # the other recipes and the peers on the first seed alone
-Rows = dict[str, dict[str, Any]]  # "recipe, form" -> row of the results
+RECIPES_ON_ALL_SEEDS = ("small",)  # the other recipes and the peers run on the first seed only
+INTERMEDIATE_STAGES = ("start", "trimmed", "narrowed")
+TEACHER_ROW = "teacher, torch fp32"
+CALIBRATION_TEXTS = 300  # NNCF's default
+TEST_SHARE = 0.2 / 0.7  # test rows / training rows
+MAX_LENGTH = 128
+HEADINGS = (
+    "recipe, format",
+    "MB",
+    "smaller",
+    "ms",
+    "faster",
+    "texts/s",
+    "macro-F1",
+    "vs teacher (points)",
+    "relative",
+)
 
 
-def write_bfloat16(teacher: Path, out: Path) -> None:
-    """The teacher as torch computes it in bfloat16."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
+class SeedResult(NamedTuple):
+    """The rows and formats of all recipes on one split; `run` is the run of the last recipe."""
 
-    AutoModelForSequenceClassification.from_pretrained(
-        teacher, dtype=torch.bfloat16
-    ).save_pretrained(out)
+    rows: dict[str, dict[str, Any]]  # "recipe, format" -> row of the results
+    formats: dict[str, Any]  # "recipe, format" -> ModelFormat
+    teacher_f1: float
+    run: Any
 
 
-def run(argv: list[str]) -> Any:
-    """The finished chain of one run, without times."""
+@dataclass
+class Line:
+    """One line of the table."""
+
+    name: str
+    size_mb: float
+    compression: float
+    latency_ms: float
+    speedup: float
+    texts_s: float
+    macro_f1: float  # mean over seeds
+    delta: float  # macro-F1 minus the teacher's, mean over seeds
+    delta_low: float
+    delta_high: float
+    relative_delta: float  # as a fraction of the teacher's macro-F1
+    is_steady: bool
+    is_on_pareto_front: bool = False
+
+    def is_dominated_by(self, rival: "Line") -> bool:
+        """Whether a rival is at least as small, as fast and as good."""
+        return (
+            rival.size_mb <= self.size_mb
+            and rival.latency_ms <= self.latency_ms
+            and rival.macro_f1 >= self.macro_f1
+        )
+
+    def cells(self) -> list[str]:
+        """The cells of a Markdown table."""
+        name = f"**{self.name}**" if self.is_on_pareto_front else self.name
+        if not self.is_steady:
+            name += " *"
+        interval = f"[{100 * self.delta_low:+.1f}, {100 * self.delta_high:+.1f}]"
+        return [
+            name,
+            f"{self.size_mb:.2f}",
+            f"{self.compression:.1f}x",
+            f"{self.latency_ms:.2f}",
+            f"{self.speedup:.1f}x",
+            f"{self.texts_s:.0f}",
+            f"{self.macro_f1:.4f}",
+            f"{100 * self.delta:+.2f} {interval}",
+            f"{100 * self.relative_delta:+.1f} %",
+        ]
+
+
+def run_recipe(argv: list[str]) -> Any:
+    """Run the stages of one run without timing them; its `StageRunner`."""
     from experiments.experiment import open_experiments
 
     with open_experiments([parse_options(argv)]) as (experiment,):
-        (chain,) = experiment.chains
-        chain.run()
-        for row in chain.rows.values():
-            row["compression_ratio"] = chain.rows["teacher"]["bytes"] / row["bytes"]
-    return chain
+        (run,) = experiment.chains
+        run.run()
+    teacher_bytes = run.rows["teacher"]["bytes"]
+    for row in run.rows.values():
+        row["compression_ratio"] = teacher_bytes / row["bytes"]
+    return run
 
 
-def write_peers(teacher: Path, texts: list[str], folder: Path) -> dict[str, Any]:
-    """What a user would pick instead, by name: NNCF is calibrated on 300 texts, its own number."""
-    from peers import plain_dynamic, plain_nncf
+def row_label(recipe: str, stage: str) -> str:
+    """The name of a stage's row in the table."""
+    labels = {
+        "linear": "TF-IDF, logistic regression",
+        "teacher": TEACHER_ROW,
+        "student": f"{recipe}, torch fp32",
+        "student_plain": f"{recipe} fine-tuned without a teacher",
+    }
+    return labels.get(stage, f"{recipe}, {stage}")
 
+
+def write_bfloat16(teacher_dir: Path, out_dir: Path) -> None:
+    """Write the teacher with bfloat16 weights; torch then computes in bfloat16."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(teacher_dir, dtype=torch.bfloat16)
+    model.save_pretrained(out_dir)
+
+
+def write_peers(teacher_dir: Path, texts: list[str], out_dir: Path) -> dict[str, Any]:
+    """Write what a user would pick instead; name -> format."""
+    from benchmarks.peers import nncf_quantize_with_defaults, quantize_dynamic_with_defaults
     from engines.engine import ModelFormat, tokenizer_files
     from engines.graphs import Calibration, write_onnx
 
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in ("onnx", "openvino"):
-        (folder / name).mkdir(parents=True)
-    for path in [teacher / "config.json", *tokenizer_files(teacher)]:
-        shutil.copy2(path, folder)
-    with tempfile.TemporaryDirectory() as place:
-        source = Path(place) / "model.onnx"
-        write_onnx(teacher, source)
-        plain_dynamic(source, folder / "onnx" / "model.onnx")
-        plain_nncf(
-            source, folder / "openvino" / "model.xml", Calibration(teacher, texts[:300], 128)
-        )
-    write_bfloat16(teacher, folder)
-    return {
-        name: ModelFormat(name, folder, served)
-        for name, served in (
-            ("teacher, quantize_dynamic", "onnx"),
-            ("teacher, nncf.quantize", "openvino"),
-            ("teacher, torch bf16", "torch"),
-        )
+    shutil.rmtree(out_dir, ignore_errors=True)
+    onnx_path = out_dir / "onnx" / "model.onnx"
+    openvino_path = out_dir / "openvino" / "model.xml"
+    onnx_path.parent.mkdir(parents=True)
+    openvino_path.parent.mkdir()
+    for path in [teacher_dir / "config.json", *tokenizer_files(teacher_dir)]:
+        shutil.copy2(path, out_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        write_onnx(teacher_dir, source)
+        quantize_dynamic_with_defaults(source, onnx_path)
+        calibration = Calibration(teacher_dir, texts, MAX_LENGTH)
+        nncf_quantize_with_defaults(source, openvino_path, calibration)
+    write_bfloat16(teacher_dir, out_dir)
+    engines = {
+        "teacher, quantize_dynamic": "onnx",
+        "teacher, nncf.quantize": "openvino",
+        "teacher, torch bf16": "torch",
     }
+    return {name: ModelFormat(name, out_dir, engine) for name, engine in engines.items()}
 
 
-def add_peers(chain: Any, folder: Path, rows: Rows, forms: dict[str, Any]) -> None:
-    """Make, evaluate and add what a user would pick instead."""
+def add_peers(result: SeedResult, out_dir: Path) -> None:
+    """Write, evaluate and add what a user would pick instead."""
     from evaluation import evaluate
 
-    peers = write_peers(chain.directory / "teacher", chain.splits["train"][:300]["text"], folder)
-    test, reference = (
-        chain.directory / name for name in ("splits/test.parquet", "predictions/teacher.parquet")
-    )
-    for name, form in peers.items():
-        forms[name] = form
-        rows[name] = evaluate(
-            form,
-            test,
-            chain.task,
-            Options(device="cpu"),
-            reference,
-            folder / f"{form.engine}.parquet",
-        )
-        rows[name]["compression_ratio"] = chain.rows["teacher"]["bytes"] / rows[name]["bytes"]
+    run = result.run
+    texts = run.splits["train"][:CALIBRATION_TEXTS]["text"]
+    test_path = run.directory / "splits" / "test.parquet"
+    teacher_path = run.directory / "predictions" / "teacher.parquet"
+    options = Options(device="cpu")
+    for name, peer in write_peers(run.directory / "teacher", texts, out_dir).items():
+        out_path = out_dir / f"{peer.engine}.parquet"
+        row = evaluate(peer, test_path, run.task, options, teacher_path, out_path)
+        row["compression_ratio"] = run.rows["teacher"]["bytes"] / row["bytes"]
+        result.rows[name] = row
+        result.formats[name] = peer
 
 
-def one_seed(
-    recipes: dict[str, str], common: list[str], folder: Path, seed: int, peers: bool
-) -> tuple[Rows, dict[str, Any], Any]:
-    """Rows and forms of the recipes on one split, and of the peers; `teacher` is the row of the fp32 teacher."""
-    rows: Rows = {}
-    forms: dict[str, Any] = {}
+def run_seed(recipes: dict[str, str], common: list[str], seed: int) -> SeedResult:
+    """Run the recipes on the split of one seed."""
+    rows: dict[str, dict[str, Any]] = {}
+    formats: dict[str, Any] = {}
     for recipe, options in recipes.items():
-        name = f"{recipe.replace(' ', '_')}_s{seed}"
-        chain = run([*common, *options.split(), "--seed", str(seed), "--experiment", name])
-        made = {form.name: form for form in chain.forms}
-        for stage, row in chain.rows.items():
-            if stage in ("start", "trimmed", "narrowed") or (
-                stage == "teacher" and recipe != "teacher"
-            ):
+        experiment = f"{recipe.replace(' ', '_')}_s{seed}"
+        argv = [*common, *options.split(), "--seed", str(seed), "--experiment", experiment]
+        run = run_recipe(argv)
+        formats_by_stage = {model_format.name: model_format for model_format in run.forms}
+        for stage, row in run.rows.items():
+            is_repeated_teacher = stage == "teacher" and recipe != "teacher"
+            if stage in INTERMEDIATE_STAGES or is_repeated_teacher:
                 continue
-            known = {
-                "linear": "TF-IDF, logistic regression",
-                "teacher": "teacher, torch fp32",
-                "student_plain": f"{recipe} fine-tuned without a teacher",
-            }
-            label = known.get(stage, f"{recipe}, {'torch fp32' if stage == 'student' else stage}")
-            rows[label], forms[label] = row, made[stage]
-        rows["teacher"] = chain.rows["teacher"]
-    if peers:
-        add_peers(chain, folder / f"peers_s{seed}", rows, forms)
-    return rows, forms, chain
+            label = row_label(recipe, stage)
+            rows[label] = row
+            formats[label] = formats_by_stage[stage]
+    return SeedResult(rows, formats, run.rows["teacher"]["macro_f1"], run)
 
 
-def timed(forms: dict[str, Any], texts: list[str], threads: int) -> dict[str, dict[str, Any]]:
-    """Form -> its times, all measured in turn."""
-    from dataclasses import replace
+def skip_start_up(*arguments: object) -> dict[str, float]:
+    """Stands in for `benchmark.start_up`: neither loading time nor memory is in the table."""
+    return {}
 
+
+def time_formats(
+    formats: dict[str, Any], texts: list[str], threads: int
+) -> dict[str, dict[str, Any]]:
+    """Name -> times, measured interleaved."""
     import benchmark
 
-    benchmark.start_up = lambda *_: {}  # neither loading nor memory is on the page
-    named = [replace(form, name=name) for name, form in forms.items()]
-    return benchmark.measure(named, texts, 128, "cpu", 0, threads, ("latency_ms_p50", "throughput"))
+    benchmark.start_up = skip_start_up
+    named = [replace(model_format, name=name) for name, model_format in formats.items()]
+    kinds = ("latency_ms_p50", "throughput")
+    return benchmark.measure(named, texts, MAX_LENGTH, "cpu", 0, threads, kinds)
 
 
-def summary(seeds: list[Rows], times: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each form: figures of the first seed's file, means over the seeds, and whether it is on the front."""
+def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def make_line(
+    name: str, results: list[SeedResult], times: dict[str, Any], teacher_ms: float
+) -> Line:
+    """Bytes of the first seed, times, and means over the seeds that have this row."""
     from metrics import interval_of_mean
 
-    base, lines = times["teacher, torch fp32"], []
-    for name, first in seeds[0].items():
-        if name == "teacher":  # the reference of every seed, under one name
-            continue
-        rows = [rows[name] for rows in seeds if name in rows]
-        mean = {
-            key: sum(row[key] for row in rows) / len(rows) for key in ("macro_f1", "delta_macro_f1")
-        }
-        low, high = first["delta_macro_f1_low"], first["delta_macro_f1_high"]
-        if len(rows) > 1:
-            _, _, low, high = interval_of_mean([row["delta_macro_f1"] for row in rows], 0.2 / 0.7)
-        ms, texts_s = times[name]["latency_ms_p50"], times[name]["throughput"]
-        teachers = [known["teacher"]["macro_f1"] for known in seeds if name in known]
-        lines.append(
-            {
-                "name": name,
-                "mb": first["size_mb"],
-                "smaller": first["compression_ratio"],
-                "ms": ms,
-                "faster": base["latency_ms_p50"] / ms,
-                "texts_s": texts_s,
-                "f1": mean["macro_f1"],
-                "delta": mean["delta_macro_f1"],
-                "low": low,
-                "high": high,
-                "relative": mean["delta_macro_f1"] * len(rows) / sum(teachers),
-                "steady": times[name]["steady"],
-            }
-        )
-    for line in lines:
-        better = [
-            all(other[key] <= line[key] for key in ("mb", "ms")) and other["f1"] >= line["f1"]
-            for other in lines
-            if other is not line
-        ]
-        line["front"] = not any(better)
-    return sorted(lines, key=lambda line: line["mb"])
-
-
-def markdown(lines: list[dict[str, Any]]) -> str:
-    """The lines as a table; those on the Pareto front of bytes, time and macro-F1 are bold."""
-    head = [
-        "recipe, form",
-        "MB",
-        "smaller",
-        "ms",
-        "faster",
-        "texts/s",
-        "macro-F1",
-        "vs teacher (points)",
-        "relative",
-    ]
-    text = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
-    for line in lines:
-        name = f"**{line['name']}**" if line["front"] else line["name"]
-        lost = f"{100 * line['delta']:+.2f} [{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
-        text.append(
-            f"| {name}{'' if line['steady'] else ' *'} | {line['mb']:.2f} | {line['smaller']:.1f}x | "
-            f"{line['ms']:.2f} | {line['faster']:.1f}x | {line['texts_s']:.0f} | {line['f1']:.4f} | {lost} | "
-            f"{100 * line['relative']:+.1f} % |"
-        )
-    return "\n".join(text)
-
-
-def table_of(
-    name: str, recipes: dict[str, str], common: list[str], folder: Path, options: argparse.Namespace
-) -> str:
-    """The section of one file."""
-    made = []
-    for seed in options.seeds:
-        wanted = {
-            recipe: text for recipe, text in recipes.items() if not made or recipe in ON_ALL_SEEDS
-        }
-        made.append(one_seed(wanted, common, folder, seed, peers=not made))
-    texts = made[0][2].splits["test"][:]["text"]
-    times = timed(made[0][1], texts, options.threads)
-    commands = "\n".join(f"- {recipe}: `{text}`" for recipe, text in recipes.items())
-    seeds = f"Seed {options.seeds[0]}; `{'`, `'.join(ON_ALL_SEEDS)}` on seeds {' '.join(map(str, options.seeds))}."
-    return f"## {name}\n\n{seeds}\n\n{commands}\n\n" + markdown(
-        summary([rows for rows, _, _ in made], times)
+    first = results[0].rows[name]
+    with_row = [result for result in results if name in result.rows]
+    deltas = [result.rows[name]["delta_macro_f1"] for result in with_row]
+    if len(with_row) > 1:
+        _, _, low, high = interval_of_mean(deltas, TEST_SHARE)
+    else:
+        low = first["delta_macro_f1_low"]
+        high = first["delta_macro_f1_high"]
+    return Line(
+        name=name,
+        size_mb=first["size_mb"],
+        compression=first["compression_ratio"],
+        latency_ms=times["latency_ms_p50"],
+        speedup=teacher_ms / times["latency_ms_p50"],
+        texts_s=times["throughput"],
+        macro_f1=mean([result.rows[name]["macro_f1"] for result in with_row]),
+        delta=mean(deltas),
+        delta_low=low,
+        delta_high=high,
+        relative_delta=mean(deltas) / mean([result.teacher_f1 for result in with_row]),
+        is_steady=times["steady"],
     )
 
 
-def main() -> None:
-    """Run all recipes on the files that are given, print the tables, and put them into docs/benchmarks.md."""
+def mark_pareto_front(lines: list[Line]) -> None:
+    """Mark the lines that no other line dominates in MB, milliseconds and macro-F1."""
+    for line in lines:
+        rivals = [rival for rival in lines if rival is not line]
+        line.is_on_pareto_front = not any(line.is_dominated_by(rival) for rival in rivals)
+
+
+def make_table(results: list[SeedResult], times: dict[str, dict[str, Any]]) -> list[Line]:
+    """The lines of all rows of the first seed, smallest first."""
+    teacher_ms = times[TEACHER_ROW]["latency_ms_p50"]
+    lines = [make_line(name, results, times[name], teacher_ms) for name in results[0].rows]
+    mark_pareto_front(lines)
+    return sorted(lines, key=lambda line: line.size_mb)
+
+
+def markdown(lines: list[Line]) -> str:
+    """A Markdown table; lines on the Pareto front are bold, `*` marks a busy machine."""
+    rows = [" | ".join(HEADINGS)]
+    rows += [" | ".join(line.cells()) for line in lines]
+    rule = "|---" + "|--:" * (len(HEADINGS) - 1) + "|"
+    table = [f"| {row} |" for row in rows]
+    return "\n".join([table[0], rule, *table[1:]])
+
+
+def make_section(
+    name: str,
+    recipes: dict[str, str],
+    common: list[str],
+    peers_dir: Path,
+    options: argparse.Namespace,
+) -> str:
+    """Run everything on one file; its section of the page."""
+    first_seed, *more_seeds = options.seeds
+    results = [run_seed(recipes, common, first_seed)]
+    add_peers(results[0], peers_dir)
+    repeated = {recipe: recipes[recipe] for recipe in RECIPES_ON_ALL_SEEDS}
+    for seed in more_seeds:
+        results.append(run_seed(repeated, common, seed))
+    texts = results[0].run.splits["test"][:]["text"]
+    times = time_formats(results[0].formats, texts, options.threads)
+    seeds = " ".join(map(str, options.seeds))
+    names = ", ".join(f"`{recipe}`" for recipe in RECIPES_ON_ALL_SEEDS)
+    lines = [f"## {name}", "", f"Seed {first_seed}; {names} on seeds {seeds}.", ""]
+    lines += [f"- {recipe}: `{arguments}`" for recipe, arguments in recipes.items()]
+    lines += ["", markdown(make_table(results, times))]
+    return "\n".join(lines)
+
+
+def replace_section(page: str, name: str, section: str) -> str:
+    """The page with the section between its markers replaced, or appended if the page has none."""
+    start = f"<!-- benchmark: {name} -->\n"
+    end = "\n<!-- end -->\n"
+    before, _, rest = page.partition(start)
+    _, _, after = rest.partition(end)
+    return before + start + section + end + after
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--english", help="labelled English file, split by the run itself")
-    parser.add_argument("--bangla", help="labelled Bangla file; its teacher is made from scratch")
-    parser.add_argument("--teacher", help="directory of the pretrained English encoder")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    place = ["--output_dir", str(options.output_dir), "--device", "cpu", "--overwrite"]
-    files = {
-        "English": (
-            options.english,
-            ENGLISH,
-            ["--teacher_path", str(options.teacher), "--teacher_epochs", "3"],
-        ),
-        "Bangla": (options.bangla, BANGLA, []),
-    }
-    for name, (path, recipes, teacher) in files.items():
+    parser.add_argument("--english", metavar="FILE", help="labelled English file")
+    parser.add_argument(
+        "--bangla", metavar="FILE", help="labelled Bangla file; its teacher starts from scratch"
+    )
+    parser.add_argument(
+        "--teacher", metavar="DIR", help="pretrained English encoder; needed for --english"
+    )
+    parser.add_argument("--output_dir", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--seeds", metavar="INT", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--threads", metavar="INT", type=int, default=1)
+    options = parser.parse_args(argv)
+    if not options.english and not options.bangla:
+        parser.error("neither --english nor --bangla is given, but at least one file is needed")
+    if options.english and not options.teacher:
+        parser.error("--english is given, but needs --teacher")
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all recipes on the given files, print the tables, and write them into the page."""
+    options = parse_arguments(argv)
+    output_dir = options.output_dir
+    common = ["--output_dir", str(output_dir), "--device", "cpu", "--overwrite"]
+    pretrained = ["--teacher_path", str(options.teacher), "--teacher_epochs", "3"]
+    files = (
+        ("English", options.english, ENGLISH, [*common, *pretrained]),
+        ("Bangla", options.bangla, BANGLA, common),
+    )
+    for name, path, recipes, words in files:
         if path is None:
             continue
-        common = ["--dataset_path", path, *teacher, *place]
-        section = table_of(name, recipes, common, options.output_dir / f"peers_{name}", options)
+        peers_dir = output_dir / f"peers_{name}"
+        section = make_section(name, recipes, ["--dataset_path", path, *words], peers_dir, options)
         print(section, flush=True)
-        page = PAGE.read_text(encoding="utf-8")
-        start, end = f"<!-- benchmark: {name} -->\n", "\n<!-- end -->\n"
-        before, _, rest = page.partition(start)
-        PAGE.write_text(before + start + section + end + rest.partition(end)[2], encoding="utf-8")
+        page = replace_section(PAGE.read_text(encoding="utf-8"), name, section)
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

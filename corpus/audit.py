@@ -1,21 +1,20 @@
-"""What is wrong with a labelled file, found before anything is trained on it.
+"""Audit a labelled file before training: duplicates, contradictions, odd characters, leaks, drift.
 
-Counts are of rows that have a text and every label, in the order of the file; nothing here changes a row.
+Nothing here changes a row. Unless stated otherwise, counts are of complete rows: those with a text
+and every label.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import DatasetDict
 from scipy.special import kolmogorov
-from transformers import PreTrainedTokenizerBase
 
 from corpus.columns import (
     LabelledCorpus,
@@ -23,296 +22,360 @@ from corpus.columns import (
     distinct_values,
     is_label,
     leaking_rows,
-    map_chunks,
     mask_of,
-    nfc,
 )
+from corpus.text_keys import map_chunks, normalize_nfc
 
-CHARACTERS = {
-    "no_break_space": "\u00a0",
-    "left_to_right_mark": "\u200e",
-    "newline": "\n",
-    "zero_width": "\u200b-\u200d\u2060\ufeff",
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+CHARACTERS = {  # key in audit.json -> the characters, as a class of a regular expression
+    "no_break_space": "[\u00a0]",
+    "left_to_right_mark": "[\u200e]",
+    "newline": "[\n]",
+    "zero_width": "[\u200b-\u200d\u2060\ufeff]",
 }
 
-MAX_TOKENIZED = 5_000  # texts whose tokens are counted, evenly spaced over the file
+MAX_TOKENIZED = 5_000  # texts that are tokenized, evenly spaced over the file
 
-DRIFT_MAX_P, DRIFT_MIN_GAP, DRIFT_MIN_SIDE = (
-    0.001,
-    0.05,
-    0.01,
-)  # a drift: this unlikely, this large, with so much on either side
+DRIFT_MAX_P = 0.001  # largest p-value of a drift that is reported
+DRIFT_MIN_GAP = 0.05  # smallest difference of the rates before and after it
+DRIFT_MIN_SIDE = 0.01  # smallest fraction of the rows on either side of it
+
+TINY = 1e-12  # keeps logarithms and quotients finite
 
 
-def duplicate_counts(labelled: LabelledCorpus) -> dict[str, int]:
-    """Rows that repeat an earlier one: letter by letter; by key; with case and punctuation ignored too."""
-    keys = labelled.column("key")
-    repeated = labelled.texts(np.bincount(keys)[keys] > 1)
+def duplicate_counts(corpus: LabelledCorpus) -> dict[str, int]:
+    """Rows that repeat an earlier one: `exact`; `normalized` (same key); `near` (same near key)."""
+    keys = corpus.column("key")
+    is_repeated = np.bincount(keys)[keys] > 1
     columns = {
-        "exact": repeated,
-        "normalized": labelled.rows["key"],
-        "near": labelled.rows["loose"],
+        "exact": corpus.texts(is_repeated),  # only these can be exact duplicates
+        "normalized": corpus.rows["key"],
+        "near": corpus.rows["near_key"],
     }
-    return {
-        name: len(column) - pc.count_distinct(column).as_py() for name, column in columns.items()
-    }
+    counts = {}
+    for name, column in columns.items():
+        counts[name] = len(column) - pc.count_distinct(column).as_py()
+    return counts
+
+
+def has_edge_blanks(texts: pa.Array) -> pa.Array:
+    """Whether each text starts or ends with white space."""
+    return pc.not_equal(pc.utf8_trim_whitespace(texts), texts)
+
+
+def is_changed_by_nfc(texts: pa.Array) -> pa.Array:
+    """Whether each text differs from its Unicode normalization form C."""
+    return pc.not_equal(normalize_nfc(texts), texts)
+
+
+def has_listed_character(texts: pa.Array) -> pa.Array:
+    """Whether each text contains one of CHARACTERS."""
+    return pc.match_substring_regex(texts, "|".join(CHARACTERS.values()))
 
 
 def character_counts(texts: pa.ChunkedArray) -> dict[str, dict[str, int]]:
-    """Rows with blanks at an edge or another NFC form, and rows and occurrences of characters that do not show."""
-    edges = map_chunks(lambda chunk: pc.not_equal(pc.utf8_trim_whitespace(chunk), chunk), texts)
-    changed = map_chunks(lambda chunk: pc.not_equal(nfc(chunk), chunk), texts)
-    found = {
-        "edge_blanks": {"rows": count_true(edges)},
-        "changed_by_nfc": {"rows": count_true(changed)},
+    """Rows with edge blanks or not in NFC; rows and occurrences of each of CHARACTERS."""
+    counts = {
+        "edge_blanks": {"rows": count_true(map_chunks(has_edge_blanks, texts))},
+        "changed_by_nfc": {"rows": count_true(map_chunks(is_changed_by_nfc, texts))},
     }
-    pattern = "[" + "".join(CHARACTERS.values()) + "]"
-    marked = texts.filter(map_chunks(lambda chunk: pc.match_substring_regex(chunk, pattern), texts))
-    for name, character in CHARACTERS.items():
-        numbers = pc.count_substring_regex(marked, f"[{character}]")
-        found[name] = {
-            "rows": count_true(pc.greater(numbers, 0)),
-            "characters": pc.sum(numbers).as_py() or 0,
+    selected = texts.filter(map_chunks(has_listed_character, texts))
+    for name, pattern in CHARACTERS.items():
+        occurrences = pc.count_substring_regex(selected, pattern)
+        counts[name] = {
+            "rows": count_true(pc.greater(occurrences, 0)),
+            "characters": pc.sum(occurrences).as_py() or 0,
         }
-    return found
+    return counts
 
 
 def count_true(mask: pa.ChunkedArray) -> int:
-    """How many are true."""
+    """The number of true values; 0 for an empty mask."""
     return pc.sum(mask).as_py() or 0
 
 
-def near_equal_values(table: pa.Table, text: str) -> dict[str, list[list[str]]]:
-    """Column -> groups of its values that differ in case, blanks or Unicode form alone."""
-    found = {}
+def near_equal_values(table: pa.Table, text_column: str) -> dict[str, list[list[str]]]:
+    """Column -> groups of values that differ only in case, white space or Unicode form (NFKC)."""
+    groups_of_column = {}
     for name in table.column_names:
-        if name == text or not is_label(table[name]):
+        if name == text_column or not is_label(table[name]):
             continue
-        alike = defaultdict(list)
+        values_of_key = defaultdict(list)
         for value in sorted(distinct_values(table[name])):
-            alike[" ".join(unicodedata.normalize("NFKC", value).casefold().split())].append(value)
-        if groups := [values for values in alike.values() if len(values) > 1]:
-            found[name] = groups
-    return found
+            folded = unicodedata.normalize("NFKC", value).casefold()
+            values_of_key[" ".join(folded.split())].append(value)
+        groups = [values for values in values_of_key.values() if len(values) > 1]
+        if groups:
+            groups_of_column[name] = groups
+    return groups_of_column
 
 
-def indicators(labelled: LabelledCorpus) -> np.ndarray:
-    """0/1 [rows, labels], also for classes."""
-    if labelled.task.multi_label:
-        return labelled.labels
-    return np.eye(len(labelled.task.labels), dtype=np.int8)[labelled.labels]
+def label_indicators(corpus: LabelledCorpus) -> np.ndarray:
+    """Labels as 0/1 [rows, labels]; class ids become one-hot."""
+    if corpus.task.multi_label:
+        return corpus.labels
+    return np.eye(len(corpus.task.labels), dtype=np.int8)[corpus.labels]
 
 
 def change_point(flags: np.ndarray) -> tuple[int, float]:
-    """(rows before the likeliest change of a 0/1 sequence's rate, the probability of such a sequence without one).
+    """Rows before the likeliest change of the rate of `flags` 0/1 [rows], and its p-value.
 
-    The change maximises the likelihood of two rates (Hinkley & Hinkley 1970); the probability is that of the
-    largest cumulative deviation from the mean, a Brownian bridge if order means nothing (Kolmogorov's distribution).
+    The change maximizes the likelihood of two rates (Hinkley & Hinkley, 1970). The p-value is that
+    of the largest cumulative deviation from the mean, which is the supremum of a Brownian bridge
+    (Kolmogorov's distribution) if the order is random.
     """
-    n, total, before = len(flags), int(flags.sum()), np.arange(1, len(flags))
-    ones = np.cumsum(flags, dtype=np.int64)[:-1]
-    margin = max(1, int(DRIFT_MIN_SIDE * n))
-    likelihood = log_likelihood(ones, before) + log_likelihood(total - ones, n - before)
-    at = margin - 1 + int(likelihood[margin - 1 : n - margin].argmax())
-    deviation = np.abs(ones - before * (total / n)).max() / max(flags.std() * np.sqrt(n), 1e-12)
-    return at + 1, float(kolmogorov(deviation))
+    rows = len(flags)
+    total = int(flags.sum())
+    rows_before = np.arange(1, rows)
+    ones_before = np.cumsum(flags, dtype=np.int64)[:-1]
+    likelihood = log_likelihood(ones_before, rows_before) + log_likelihood(
+        total - ones_before, rows - rows_before
+    )
+    margin = max(1, int(DRIFT_MIN_SIDE * rows))  # rows on each side, at least
+    last_row = margin + int(likelihood[margin - 1 : rows - margin].argmax())
+    deviation = np.abs(ones_before - rows_before * (total / rows)).max()
+    scale = max(flags.std() * np.sqrt(rows), TINY)
+    return last_row, float(kolmogorov(deviation / scale))
 
 
 def log_likelihood(ones: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Of `ones` successes in `rows` draws at their own rate."""
-    rate = np.clip(ones / rows, 1e-12, 1 - 1e-12)
+    """Log-likelihood of `ones` successes in `rows` Bernoulli trials at the rate `ones / rows`."""
+    rate = np.clip(ones / rows, TINY, 1 - TINY)
     return ones * np.log(rate) + (rows - ones) * np.log1p(-rate)
 
 
-def label_drift(labelled: LabelledCorpus) -> list[dict[str, Any]]:
-    """Labels whose rate depends on the position in the file, the widest gap first: `last_row` before the change
-    (counted from 1), the rates `before` and `after`, and the probability `p` of that without a drift."""
-    found, ids = [], labelled.column("id")
-    for name, flags in zip(labelled.task.labels, indicators(labelled).T, strict=True):
-        at, p = change_point(flags)
-        before, after = float(flags[:at].mean()), float(flags[at:].mean())
-        if p < DRIFT_MAX_P and abs(before - after) >= DRIFT_MIN_GAP:
-            found.append(
-                {
-                    "label": name,
-                    "last_row": int(ids[at - 1]) + 1,
-                    "before": before,
-                    "after": after,
-                    "p": p,
-                }
-            )
-    found.sort(key=lambda drift: -abs(drift["before"] - drift["after"]))
-    binary = len(labelled.task.labels) == 2 and not labelled.task.multi_label
-    return (
-        [drift for drift in found if drift["label"] == labelled.task.labels[1]] if binary else found
-    )
+def drift_gap(drift: dict[str, Any]) -> float:
+    """The absolute difference of the rates before and after a drift."""
+    return abs(drift["before"] - drift["after"])
 
 
-def summarize(numbers: np.ndarray) -> dict[str, float]:
+def label_drift(corpus: LabelledCorpus) -> list[dict[str, Any]]:
+    """Labels whose rate changes along the file, the widest gap first; of two classes, the second.
+
+    Each has the `label`, `last_row` before the change (counted from 1), the rates `before` and
+    `after`, and the p-value `p` of `change_point`.
+    """
+    ids = corpus.column("id")
+    drifts = []
+    for label, flags in zip(corpus.task.labels, label_indicators(corpus).T, strict=True):
+        if corpus.task.is_binary and label != corpus.task.labels[1]:
+            continue
+        rows_before, p = change_point(flags)
+        drift = {
+            "label": label,
+            "last_row": int(ids[rows_before - 1]) + 1,
+            "before": float(flags[:rows_before].mean()),
+            "after": float(flags[rows_before:].mean()),
+            "p": p,
+        }
+        if p < DRIFT_MAX_P and drift_gap(drift) >= DRIFT_MIN_GAP:
+            drifts.append(drift)
+    return sorted(drifts, key=drift_gap, reverse=True)
+
+
+def length_summary(lengths: np.ndarray) -> dict[str, float]:
     """Mean, 95th percentile and maximum."""
     return {
-        "mean": float(numbers.mean()),
-        "p95": float(np.percentile(numbers, 95)),
-        "max": float(numbers.max()),
+        "mean": float(lengths.mean()),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": float(lengths.max()),
     }
 
 
 def token_counts(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, float]:
-    """Tokens per text, the share of texts cut at `max_length`, and the share of tokens that are unknown."""
+    """Summary of the tokens per text, special tokens included.
+
+    `truncated` is the fraction of texts longer than `max_length`; `unknown` is the fraction of
+    tokens that are unknown, special tokens excluded.
+    """
     encoded = tokenizer(texts)["input_ids"]
     lengths = np.array([len(ids) for ids in encoded])
-    unknown = (
-        sum(ids.count(tokenizer.unk_token_id) for ids in encoded)
-        if tokenizer.unk_token_id is not None
-        else 0
-    )
-    own = lengths.sum() - len(texts) * tokenizer.num_special_tokens_to_add()
-    return summarize(lengths) | {
+    unknown = 0
+    if tokenizer.unk_token_id is not None:
+        unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded)
+    special = len(texts) * tokenizer.num_special_tokens_to_add()
+    return length_summary(lengths) | {
         "truncated": float((lengths > max_length).mean()),
-        "unknown": unknown / max(int(own), 1),
+        "unknown": unknown / max(int(lengths.sum()) - special, 1),
         "texts": len(texts),
     }
 
 
-def token_sample(labelled: LabelledCorpus) -> list[str]:
-    """At most 5,000 texts, evenly spaced over the file."""
-    step = -(-len(labelled.rows) // MAX_TOKENIZED)
-    return labelled.texts(np.arange(len(labelled.rows)) % step == 0).to_pylist()
+def token_sample(corpus: LabelledCorpus) -> list[str]:
+    """At most MAX_TOKENIZED texts, evenly spaced over the file."""
+    rows = len(corpus.rows)
+    step = math.ceil(rows / MAX_TOKENIZED)
+    return corpus.texts(np.arange(rows) % step == 0).to_pylist()
 
 
-def leak_counts(labelled: LabelledCorpus, splits: DatasetDict) -> dict[str, int]:
-    """Rows whose text the file's own split repeats in one that is held out; and, in the splits as used, held-out
-    rows whose text is in training with other case or punctuation."""
-    found, ids = {"same_text": int(leaking_rows(labelled).sum())}, labelled.column("id")
-    loose = {
-        name: labelled.column("loose")[np.searchsorted(ids, split.data.column("id").to_numpy())]
-        for name, split in splits.items()
+def leak_counts(corpus: LabelledCorpus, splits: DatasetDict) -> dict[str, int]:
+    """Held-out texts that also occur in another split.
+
+    `same_text` counts rows of the file's own splits that a later split repeats (these are
+    dropped). `near_identical_*` count rows of the final splits whose text is a near-duplicate of a
+    training text.
+    """
+    ids = corpus.column("id")
+    near_keys = corpus.column("near_key")
+    keys_of_split = {}
+    for name, split in splits.items():
+        positions = np.searchsorted(ids, split.data.column("id").to_numpy())
+        keys_of_split[name] = near_keys[positions]
+    is_in_training = mask_of(keys_of_split["train"], near_keys.max() + 1)
+    return {
+        "same_text": int(leaking_rows(corpus).sum()),
+        "near_identical_validation": int(is_in_training[keys_of_split["validation"]].sum()),
+        "near_identical_test": int(is_in_training[keys_of_split["test"]].sum()),
     }
-    trained = mask_of(loose["train"], labelled.column("loose").max() + 1)
-    for name in ("validation", "test"):
-        found[f"near_identical_{name}"] = int(trained[loose[name]].sum())
-    return found
+
+
+def contradiction_counts(corpus: LabelledCorpus) -> dict[str, int]:
+    """Distinct texts that occur with several labels, and the rows of these texts."""
+    is_contradicting = contradicting_rows(corpus)
+    return {
+        "texts": len(np.unique(corpus.column("key")[is_contradicting])),
+        "rows": int(is_contradicting.sum()),
+    }
 
 
 def audit_corpus(
-    labelled: LabelledCorpus,
+    corpus: LabelledCorpus,
     splits: DatasetDict,
     tokenizers: dict[str, PreTrainedTokenizerBase],
     max_length: int,
 ) -> dict[str, Any]:
-    """Everything found, as plain JSON values; `tokenizers` are named `teacher` and `student`."""
-    rows, total = labelled.rows, len(labelled.table)
-    against, sample = contradicting_rows(labelled), token_sample(labelled)
-    rates = indicators(labelled).mean(axis=0)
+    """All findings as JSON values; `tokenizers` are those of the `teacher` and the `student`.
+
+    `rows` counts the rows of the file; the keys are those of audit.json.
+    """
+    sample = token_sample(corpus)
+    tokens = {}
+    for name, tokenizer in tokenizers.items():
+        tokens[name] = token_counts(sample, tokenizer, max_length)
+    rates = label_indicators(corpus).mean(axis=0).tolist()
     return {
-        "rows": total,
-        "incomplete": total - len(rows),
-        "copies": duplicate_counts(labelled),
-        "contradictions": {
-            "texts": len(np.unique(labelled.column("key")[against])),
-            "rows": int(against.sum()),
-        },
-        "characters": character_counts(labelled.texts()),
-        "near_equal_values": near_equal_values(labelled.table, labelled.text),
-        "labels": dict(zip(labelled.task.labels, rates.tolist(), strict=True)),
-        "words": summarize(labelled.column("words")),
-        "tokens": {name: token_counts(sample, one, max_length) for name, one in tokenizers.items()},
-        "leaks": leak_counts(labelled, splits),
+        "rows": len(corpus.table),
+        "incomplete": len(corpus.table) - len(corpus.rows),
+        "copies": duplicate_counts(corpus),
+        "contradictions": contradiction_counts(corpus),
+        "characters": character_counts(corpus.texts()),
+        "near_equal_values": near_equal_values(corpus.table, corpus.text_column),
+        "labels": dict(zip(corpus.task.labels, rates, strict=True)),
+        "words": length_summary(corpus.column("words")),
+        "tokens": tokens,
+        "leaks": leak_counts(corpus, splits),
         "splits": splits.num_rows,
-        "order_drift": label_drift(labelled),
+        "order_drift": label_drift(corpus),
     }
 
 
+class AuditLine(NamedTuple):
+    """One line of the audit table: a finding, its amount, and what the run does about it."""
+
+    finding: str
+    amount: str
+    action: str
+
+
+CHARACTER_FINDINGS = {  # key in audit.json -> the words of the table
+    "edge_blanks": "leading or trailing white space",
+    "changed_by_nfc": "not in Unicode NFC",
+    "no_break_space": "no-break spaces",
+    "left_to_right_mark": "left-to-right marks",
+    "newline": "newlines",
+    "zero_width": "zero-width characters",
+}
+
+
+def problem_lines(audit: dict[str, Any]) -> list[AuditLine]:
+    """The problems that occur in at least one row."""
+    duplicates = audit["copies"]
+    contradictions = audit["contradictions"]
+    leaks = audit["leaks"]
+    contradicting = f"contradicting labels ({contradictions['texts']} texts)"
+    problems = [
+        ("rows without text or label", audit["incomplete"], "dropped"),
+        ("exact duplicates", duplicates["exact"], "kept in one split"),
+        ("duplicates after normalization", duplicates["normalized"], "kept in one split"),
+        ("near-duplicates (case and punctuation ignored)", duplicates["near"], "kept"),
+        (contradicting, contradictions["rows"], "dropped"),
+        ("leaks across the file's own splits", leaks["same_text"], "dropped"),
+        (
+            "near-duplicates of training rows in validation",
+            leaks["near_identical_validation"],
+            "kept",
+        ),
+        ("near-duplicates of training rows in test", leaks["near_identical_test"], "kept"),
+    ]
+    for name, counts in audit["characters"].items():
+        finding = CHARACTER_FINDINGS[name]
+        if "characters" in counts:
+            finding += f" ({counts['characters']} in total)"
+        problems.append((finding, counts["rows"], "kept"))
+    lines = []
+    for finding, rows, action in problems:
+        if rows > 0:
+            lines.append(AuditLine(finding, f"{rows} ({rows / audit['rows']:.1%})", action))
+    return lines
+
+
 def drift_text(drift: dict[str, Any]) -> str:
-    """A drift in words."""
-    return f"label {drift['label']}: {drift['before']:.1%} up to row {drift['last_row']}, {drift['after']:.1%} after it"
-
-
-def length_text(numbers: dict[str, float]) -> str:
-    """Lengths in words."""
-    text = (
-        f"mean {numbers['mean']:.1f}, 95 % up to {numbers['p95']:.0f}, longest {numbers['max']:.0f}"
+    """The rates of a label before and after a drift."""
+    return (
+        f"label {drift['label']}: {drift['before']:.1%} up to row {drift['last_row']}, "
+        f"{drift['after']:.1%} after it"
     )
-    if "truncated" in numbers:
+
+
+def length_text(summary: dict[str, float]) -> str:
+    """A summary of lengths in words or tokens."""
+    text = (
+        f"mean {summary['mean']:.1f}, 95th percentile {summary['p95']:.0f}, "
+        f"maximum {summary['max']:.0f}"
+    )
+    if "truncated" in summary:
         text += (
-            f"; {numbers['truncated']:.1%} of texts cut, {numbers['unknown']:.2%} of tokens unknown"
+            f"; {summary['truncated']:.1%} of texts truncated, "
+            f"{summary['unknown']:.2%} of tokens unknown"
         )
     return text
 
 
-def audit_lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, how much, what is done about it) for the table; what was not found is left out."""
-    total = found["rows"]
-    share: Callable[[int], str] = lambda number: f"{number} ({number / total:.1%})"  # noqa: E731
-    marks, repeated, against = found["characters"], found["copies"], found["contradictions"]
-    said = [
-        ("rows", str(total), ""),
-        ("without text or label", share(found["incomplete"]), "dropped"),
-        ("copies, letter by letter", share(repeated["exact"]), "kept in one split"),
-        (
-            "copies but for blanks and Unicode form",
-            share(repeated["normalized"]),
-            "kept in one split",
-        ),
-        ("copies but for case and punctuation too", share(repeated["near"]), "they stay"),
-        (
-            "with contradicting labels",
-            f"{against['texts']} texts, {share(against['rows'])}",
-            "dropped",
-        ),
-        (
-            "of a held-out text, in the file's own split",
-            share(found["leaks"]["same_text"]),
-            "dropped",
-        ),
-        *(
-            (
-                f"{name} rows nearly as in training",
-                str(found["leaks"][f"near_identical_{name}"]),
-                "kept",
+def audit_lines(audit: dict[str, Any]) -> list[AuditLine]:
+    """The lines of the audit table; problems that do not occur are omitted."""
+    lines = [AuditLine("rows", str(audit["rows"]), ""), *problem_lines(audit)]
+    for column, groups in audit["near_equal_values"].items():
+        for values in groups:
+            quoted = ", ".join(repr(value) for value in values)
+            lines.append(
+                AuditLine(f"near-equal values of {column}", quoted, "kept as different values")
             )
-            for name in ("validation", "test")
-        ),
-        *(
-            (
-                name.replace("_", " ")
-                + (f" ({counts['characters']} times)" if "characters" in counts else ""),
-                share(counts["rows"]),
-                "kept",
-            )
-            for name, counts in marks.items()
-        ),
-    ]
-    said = [line for line in said if not line[1].startswith("0")]
-    said += [
-        (f"nearly equal values of {name}", ", ".join(map(repr, values)), "kept apart")
-        for name, groups in found["near_equal_values"].items()
-        for values in groups
-    ]
-    said += [
-        ("labels", ", ".join(f"{name} {rate:.1%}" for name, rate in found["labels"].items()), ""),
-        ("words", length_text(found["words"]), ""),
-    ]
-    said += [
-        (f"tokens of the {name}", length_text(numbers), "")
-        for name, numbers in found["tokens"].items()
-    ]
-    said += [
-        ("order drift", drift_text(drift), "measured on both sides" if not i else "")
-        for i, drift in enumerate(found["order_drift"])
-    ]
-    return [
-        *said,
-        ("splits", ", ".join(f"{rows} {name}" for name, rows in found["splits"].items()), ""),
-    ]
+    rates = [f"{label} {rate:.1%}" for label, rate in audit["labels"].items()]
+    lines.append(AuditLine("label rates", ", ".join(rates), ""))
+    lines.append(AuditLine("words per text", length_text(audit["words"]), ""))
+    for name, summary in audit["tokens"].items():
+        lines.append(AuditLine(f"tokens per text ({name})", length_text(summary), ""))
+    action = "test results also given for each side"  # of the widest drift, which is the first
+    for drift in audit["order_drift"]:
+        lines.append(AuditLine("label drift along the file", drift_text(drift), action))
+        action = ""
+    sizes = [f"{rows} {split}" for split, rows in audit["splits"].items()]
+    lines.append(AuditLine("splits", ", ".join(sizes), ""))
+    return lines
 
 
-def audit_table(found: dict[str, Any]) -> str:
-    """The findings as aligned text, one a line."""
-    said = audit_lines(found)
-    wide = [max(len(line[i]) for line in said) for i in range(2)]
-    return "\n".join(
-        f"{what:{wide[0]}}  {much:{wide[1]}}  {done}".rstrip() for what, much, done in said
-    )
+def audit_table(audit: dict[str, Any]) -> str:
+    """The lines of the audit as aligned text."""
+    lines = audit_lines(audit)
+    finding_width = max(len(line.finding) for line in lines)
+    amount_width = max(len(line.amount) for line in lines)
+    rows = []
+    for finding, amount, action in lines:
+        row = f"{finding:{finding_width}}  {amount:{amount_width}}  {action}"
+        rows.append(row.rstrip())
+    return "\n".join(rows)

@@ -1,30 +1,31 @@
-"""A labelled file as read: its columns, the task it states, its complete rows and the keys of their texts.
+"""Read a labelled file: detect its columns, its task, its complete rows and the keys of its texts.
 
-Columns are found where there is no doubt, else asked for. A text's key is its normalised form; the text itself stays
-as it is.
+A column is detected only if the choice is unambiguous; otherwise the user must name it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import unicodedata
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from compression_config import Options, UserError
 from corpus.readers import read_file
+from corpus.text_keys import map_chunks, near_duplicate_key, text_key
 from task import Task
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+
+TRAIN, VALIDATION, TEST = range(len(SPLITS))  # positions in SPLITS
 
 SPLIT_NAMES = {
     "train": "train",
@@ -40,97 +41,81 @@ BINARY_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 MAX_CLASSES = 50
 
-BLANKS = r"[\s\x0b\x{1c}-\x{1f}\x{85}\p{Z}]+"  # what Python's str.split() splits at
+MISSING = -1  # code of a null; class id or flag of a row without a label
 
-ODD_BLANKS = r"  |^ | $|[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\p{Zl}\p{Zp}\x{202f}\x{205f}\x{3000}]"
+FIRST_DATA_ROW = 2  # as a spreadsheet counts: the header is row 1
 
 
 @dataclass(frozen=True)
 class LabelledCorpus:
-    """A labelled file as read. `table` holds every column as text; `rows` the complete rows alone: `id` (row of the
-    file, rising), `key` and `loose` (numbers of the normalised text, and of its letters and digits), `words`, `pattern`
-    (number of the label or label combination), `split` (0, 1, 2 in the order of SPLITS; training where the file has no
-    own) and, where asked for, `group`. `labels` [rows] or [rows, labels] goes with `rows`.
+    """A labelled file.
+
+    `table` contains every column of the file as strings. `rows` contains the complete rows only,
+    in file order, with the columns
+
+    - `id`: row number in the file, from 0;
+    - `key`, `near_key`: ids of the normalized text and of its near-duplicate key;
+    - `words`: number of words;
+    - `label_pattern`: id of the label, or of the combination of labels;
+    - `split`: position in SPLITS; TRAIN if the file has no split of its own;
+    - `group`: value of `--group_column`, if that is set.
+
+    `labels` [rows] of class ids, or [rows, labels] of 0/1, is aligned with `rows`.
     """
 
     table: pa.Table
-    text: str
+    text_column: str
     label_columns: tuple[str, ...]
     task: Task
     rows: pa.Table
     labels: np.ndarray
 
-    def where(self, kept: np.ndarray) -> "LabelledCorpus":
-        """The same file with the rows of a mask alone."""
-        return dataclasses.replace(self, rows=self.rows.filter(kept), labels=self.labels[kept])
+    def filter(self, mask: np.ndarray) -> LabelledCorpus:
+        """The same file with only the rows that a mask [rows] selects."""
+        return dataclasses.replace(self, rows=self.rows.filter(mask), labels=self.labels[mask])
 
     def column(self, name: str) -> np.ndarray:
-        """A column of `rows` that holds whole numbers."""
+        """An integer column of `rows`."""
         return self.rows[name].to_numpy()
 
-    def texts(self, chosen: np.ndarray | None = None) -> pa.ChunkedArray:
-        """The texts of all rows, or of those that a mask chooses."""
-        ids = self.column("id") if chosen is None else self.column("id")[chosen]
-        whole = self.table[self.text]
-        return whole if len(ids) == len(whole) else whole.filter(mask_of(ids, len(whole)))
+    def texts(self, mask: np.ndarray | None = None) -> pa.ChunkedArray:
+        """The raw texts of all rows, or of the rows that a mask [rows] selects."""
+        ids = self.column("id")
+        if mask is not None:
+            ids = ids[mask]
+        texts = self.table[self.text_column]
+        if len(ids) == len(texts):
+            return texts
+        return texts.filter(mask_of(ids, len(texts)))
 
 
-def mask_of(places: np.ndarray, length: int) -> np.ndarray:
-    """A mask [length] that is true at `places`."""
+def mask_of(positions: np.ndarray, length: int) -> np.ndarray:
+    """A mask [length] that is true at `positions`."""
     mask = np.zeros(length, dtype=bool)
-    mask[places] = True
+    mask[positions] = True
     return mask
 
 
-def map_chunks(
-    function: Callable[[pa.Array], pa.Array], column: pa.ChunkedArray
-) -> pa.ChunkedArray:
-    """The function of every chunk, on all cores: Arrow's own functions of texts use one."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return pa.chunked_array(
-            list(pool.map(function, column.chunks or [column.combine_chunks()]))
-        )
-
-
-def replace_matches(texts: pa.Array, found: str, pattern: str, by: str) -> pa.Array:
-    """`pattern` replaced in the texts in which `found` occurs; looking is much cheaper than replacing."""
-    mask = pc.match_substring_regex(texts, found)
-    if not pc.any(mask).as_py():
-        return texts
-    return pc.replace_with_mask(
-        texts, mask, pc.replace_substring_regex(texts.filter(mask), pattern, by)
-    )
-
-
-def text_key(texts: pa.Array) -> pa.Array:
-    """The keys by which texts are the same: format characters (zero-width, direction marks) dropped, NFC, white
-    space folded."""
-    return pc.utf8_trim(
-        replace_matches(
-            nfc(replace_matches(texts, r"\p{Cf}", r"\p{Cf}+", "")), ODD_BLANKS, BLANKS, " "
-        ),
-        " ",
-    )
-
-
-def nfc(texts: pa.Array) -> pa.Array:
-    """The texts in Unicode's normal form C, which ASCII is already."""
-    mask = pc.invert(pc.string_is_ascii(texts))
-    return pc.replace_with_mask(texts, mask, pc.utf8_normalize(texts.filter(mask), "NFC"))
-
-
-def loose_key(keys: pa.Array) -> pa.Array:
-    """What is left of keys when only letters, marks and digits count, in lower case."""
-    bare = replace_matches(pc.utf8_lower(keys), r"[^\p{L}\p{M}\p{N} ]", r"[^\p{L}\p{M}\p{N} ]+", "")
-    return pc.utf8_trim(replace_matches(bare, "  ", " +", " "), " ")
-
-
 def encode_values(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """(number of each row's value, -1 for null; the distinct values)."""
-    encoded = pc.dictionary_encode(column).chunks  # they share one dictionary
-    return pa.chunked_array([chunk.indices for chunk in encoded]).fill_null(-1).to_numpy(), encoded[
-        0
-    ].dictionary
+    """Codes [rows] (positions in the distinct values; MISSING for null) and the distinct values."""
+    encoded = pc.dictionary_encode(column)
+    codes = [chunk.indices for chunk in encoded.chunks]
+    distinct = encoded.chunk(0).dictionary  # all chunks share one dictionary
+    return pa.chunked_array(codes).fill_null(MISSING).to_numpy(), distinct
+
+
+def value_ids(column: pa.ChunkedArray) -> np.ndarray:
+    """An id [rows] of each row's value: equal values have equal ids; MISSING for null."""
+    ids, _ = encode_values(column)
+    return ids
+
+
+def decode_values(codes: np.ndarray, values: list[int], default: int) -> np.ndarray:
+    """`values[code]` of every code, and `default` where the code is MISSING."""
+    decoded = np.full(len(codes), default)
+    is_present = codes != MISSING
+    decoded[is_present] = np.array(values, dtype=int)[codes[is_present]]
+    return decoded
 
 
 def distinct_values(column: pa.ChunkedArray) -> list[str]:
@@ -139,7 +124,7 @@ def distinct_values(column: pa.ChunkedArray) -> list[str]:
 
 
 def is_number(value: str) -> bool:
-    """Whether a cell reads as a number."""
+    """Whether a cell can be parsed as a number."""
     try:
         float(value)
     except ValueError:
@@ -147,23 +132,24 @@ def is_number(value: str) -> bool:
     return True
 
 
-def mostly_digits(value: str) -> bool:
+def is_mostly_digits(value: str) -> bool:
     """Whether a cell has more digits than letters and marks, as numbers and dates do."""
     kinds = [unicodedata.category(character)[0] for character in value]
     return kinds.count("N") > kinds.count("L") + kinds.count("M")
 
 
 def is_text(column: pa.ChunkedArray) -> bool:
-    """Whether most values of a column differ, and most hold at least as many letters as digits."""
+    """Whether most values of a column are distinct and most are not numbers or dates."""
     present = column.drop_null()
     if not pc.count_distinct(present).as_py() > 0.5 * len(present):
         return False
     sample = present[:1000].to_pylist()
-    return sum(map(mostly_digits, sample)) < 0.5 * len(sample)
+    numeric = [value for value in sample if is_mostly_digits(value)]
+    return len(numeric) < 0.5 * len(sample)
 
 
 def is_label(column: pa.ChunkedArray) -> bool:
-    """Whether a column holds a few repeated values."""
+    """Whether a column has 2 to MAX_CLASSES values, each used at least twice on average."""
     present = column.drop_null()
     if pc.count_distinct(present[:10_000]).as_py() > MAX_CLASSES:
         return False
@@ -171,213 +157,248 @@ def is_label(column: pa.ChunkedArray) -> bool:
 
 
 def is_binary(column: pa.ChunkedArray) -> bool:
-    """Whether a column holds 0 and 1 (or false and true) alone."""
+    """Whether a column contains only 0 and 1, or false and true."""
     return all(value.strip().lower() in BINARY_VALUES for value in distinct_values(column))
 
 
 def has_splits(table: pa.Table) -> bool:
-    """Whether the file carries its own split: a column `split` of train / validation / test."""
-    return "split" in table.column_names and {
-        value.lower() for value in distinct_values(table["split"])
-    } <= set(SPLIT_NAMES)
+    """Whether the file has its own split: a column `split` of train, validation and test."""
+    if "split" not in table.column_names:
+        return False
+    return all(value.lower() in SPLIT_NAMES for value in distinct_values(table["split"]))
 
 
 def check_columns(table: pa.Table, options: Options) -> None:
-    """UserError with a line for each column that is asked for and not there."""
-    asked = [
+    """Raise a UserError with one line for each named column that the file lacks."""
+    requested = [
         ("text_column", options.text_column),
         ("group_column", options.group_column),
-        *(("label_columns", name) for name in options.label_columns or ()),
     ]
-    lines = [
-        f"--{flag} is {name}, but the file has the columns {', '.join(table.column_names)}"
-        for flag, name in asked
-        if name is not None and name not in table.column_names
-    ]
-    if lines:
-        raise UserError(*lines)
+    for name in options.label_columns or ():
+        requested.append(("label_columns", name))
+    columns = ", ".join(table.column_names)
+    errors = []
+    for flag, name in requested:
+        if name is not None and name not in table.column_names:
+            errors.append(f"--{flag} is {name}, but the file has the columns {columns}")
+    if errors:
+        raise UserError(*errors)
+
+
+def ambiguity_error(flag: str, candidates: list[str], table: pa.Table) -> UserError:
+    """The error for columns that cannot be detected: there are several candidates, or none."""
+    if candidates:
+        reason = f"several candidates ({', '.join(candidates)})"
+    else:
+        reason = f"no candidate among its columns ({', '.join(table.column_names)})"
+    return UserError(f"{flag} is needed: the file has {reason}")
 
 
 def detect_text_column(table: pa.Table) -> str:
-    """The only candidate for the column with the texts."""
+    """The only text column; UserError if there are several candidates, or none."""
     candidates = [name for name in table.column_names if is_text(table[name])]
     if len(candidates) != 1:
-        columns = ", ".join(table.column_names)
-        found = (
-            f"several candidates ({', '.join(candidates)})"
-            if candidates
-            else f"none among {columns}"
-        )
-        raise UserError(f"--text_column is needed: the file has {found}")
+        raise ambiguity_error("--text_column", candidates, table)
     return candidates[0]
 
 
-def detect_label_columns(table: pa.Table, not_labels: set[str | None]) -> tuple[str, ...]:
-    """One label column, or several 0/1 columns, where the file can be read in one way alone."""
-    skipped = not_labels | ({"split"} if has_splits(table) else set())
-    candidates = [
-        name for name in table.column_names if name not in skipped and is_label(table[name])
-    ]
-    if len(candidates) == 1 or (candidates and all(is_binary(table[name]) for name in candidates)):
+def detect_label_columns(table: pa.Table, excluded: set[str | None]) -> tuple[str, ...]:
+    """The only label column, or all 0/1 columns; UserError if the choice is ambiguous."""
+    if has_splits(table):
+        excluded = excluded | {"split"}
+    candidates = []
+    for name in table.column_names:
+        if name not in excluded and is_label(table[name]):
+            candidates.append(name)
+    if len(candidates) == 1:
         return tuple(candidates)
-    found = (
-        f"several candidates ({', '.join(candidates)})"
-        if candidates
-        else f"none among {', '.join(table.column_names)}"
-    )
-    raise UserError(f"--label_columns is needed: the file has {found}")
+    if candidates and all(is_binary(table[name]) for name in candidates):
+        return tuple(candidates)
+    raise ambiguity_error("--label_columns", candidates, table)
 
 
-def label_text(value: str) -> str | None:
-    """A label cell as its name: ` 1.0` and `1` are both `1`; nothing for an empty cell or `nan`."""
+def label_name(value: str) -> str | None:
+    """The name of a label cell (` 1.0` and `1` are both `1`); None for an empty cell or `nan`."""
     value = value.strip()
     if value == "" or value.lower() == "nan":
         return None
-    return str(int(float(value))) if is_number(value) and float(value).is_integer() else value
+    if is_number(value) and float(value).is_integer():
+        return str(int(float(value)))
+    return value
 
 
 def read_classes(column: pa.ChunkedArray, name: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the classes, numbers in their order, and each row's class id (-1 where it has none)."""
-    numbers, values = encode_values(column)
-    names = [label_text(value) for value in values.to_pylist()]
-    classes = sorted({name for name in names if name is not None})
-    if all(map(is_number, classes)):
+    """Class names (sorted, numbers by value) and class ids [rows], MISSING for an empty cell."""
+    codes, values = encode_values(column)
+    names = [label_name(value) for value in values.to_pylist()]
+    classes = sorted(set(names) - {None})
+    if all(is_number(class_name) for class_name in classes):
         classes.sort(key=float)
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise UserError(
             f"--label_columns is {name} with {len(classes)} values, but needs 2 to {MAX_CLASSES}"
         )
-    ids = np.array([classes.index(name) if name is not None else -1 for name in names] + [-1])
-    return tuple(classes), ids[numbers]
+    id_of_class = {class_name: class_id for class_id, class_name in enumerate(classes)}
+    ids = [id_of_class.get(class_name, MISSING) for class_name in names]
+    return tuple(classes), decode_values(codes, ids, MISSING)
 
 
 def read_binary_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """Each row's 0 or 1, -1 where it has none."""
-    numbers, distinct = encode_values(column)
-    values = distinct.to_pylist()
-    known = [
-        BINARY_VALUES.get(value.strip().lower()) if label_text(value) is not None else -1
-        for value in values
-    ]
-    if None in known:
-        raise UserError(
-            f"--label_columns names {name}, which holds {values[known.index(None)]!r}, but several label "
-            "columns must hold 0 and 1 alone"
-        )
-    return np.array([*known, -1])[numbers]
+    """0 or 1 [rows], MISSING for an empty cell."""
+    codes, values = encode_values(column)
+    flags = []
+    for value in values.to_pylist():
+        if label_name(value) is None:
+            flags.append(MISSING)
+        elif value.strip().lower() in BINARY_VALUES:
+            flags.append(BINARY_VALUES[value.strip().lower()])
+        else:
+            raise UserError(
+                f"--label_columns includes {name}, which contains {value!r}, but several label "
+                "columns must contain only 0 and 1"
+            )
+    return decode_values(codes, flags, MISSING)
 
 
 def read_task(table: pa.Table, names: tuple[str, ...]) -> tuple[Task, np.ndarray]:
-    """The task, and each row's label: a class id [rows], or 0/1 [rows, labels]; -1 where it is missing."""
-    if len(names) > 1:
-        return Task(names, True), np.stack(
-            [read_binary_column(table[name], name) for name in names], axis=1
-        )
-    classes, ids = read_classes(table[names[0]], names[0])
-    return Task(classes, False), ids
+    """The task, and labels as class ids [rows] or 0/1 [rows, labels]; MISSING for empty cells."""
+    if len(names) == 1:
+        classes, ids = read_classes(table[names[0]], names[0])
+        return Task(classes, multi_label=False), ids
+    columns = [read_binary_column(table[name], name) for name in names]
+    return Task(names, multi_label=True), np.stack(columns, axis=1)
 
 
 def label_patterns(labels: np.ndarray) -> np.ndarray:
-    """The number [rows] of each row's label, or of its combination of labels."""
-    return labels if labels.ndim == 1 else labels @ (1 << np.arange(labels.shape[1]))
+    """An id [rows] of each row's label, or of its combination of labels (one bit per label)."""
+    if labels.ndim == 1:
+        return labels
+    return labels @ (1 << np.arange(labels.shape[1]))
 
 
 def read_files(options: Options) -> pa.Table:
-    """The files of a run, one under the other; those of --validation_path and --test_path bring a column `split`."""
+    """The rows of all files of a run.
+
+    If `--validation_path` or `--test_path` is set, the table gets a column `split`, which is null
+    for the rows of `--dataset_path`.
+    """
     table = read_file(options.dataset_path, "--dataset_path")
-    given = {"validation": options.validation_path, "test": options.test_path}
-    if not any(given.values()):
+    paths = {"validation": options.validation_path, "test": options.test_path}
+    if not any(paths.values()):
         return table
-    if has_splits(table):
+    if "split" in table.column_names:
         raise UserError(
-            f"--dataset_path is {options.dataset_path} with its own column split, so that neither "
-            "--validation_path nor --test_path can be given"
+            f"--dataset_path is {options.dataset_path}, which has a column split, but "
+            "--validation_path and --test_path need a file without one"
         )
-    parts = [table.append_column("split", pa.nulls(len(table), pa.large_string()))]
-    for name, path in given.items():
+    tables = [table.append_column("split", pa.nulls(len(table), pa.large_string()))]
+    for split, path in paths.items():
         if path:
-            part = read_file(path, f"--{name}_path")
-            if missing := set(table.column_names) - set(part.column_names):
-                raise UserError(
-                    f"--{name}_path is {path}, but it lacks the columns {', '.join(sorted(missing))}"
-                )
-            part = part.select(table.column_names)
-            parts.append(
-                part.append_column(
-                    "split", pa.repeat(pa.scalar(name, pa.large_string()), len(part))
-                )
-            )
-    return pa.concat_tables(parts)
+            tables.append(read_held_out_file(path, split, table.column_names))
+    return pa.concat_tables(tables)
 
 
-def given_split(table: pa.Table) -> np.ndarray:
-    """Each row's place in SPLITS as the file has it, else that of training."""
+def read_held_out_file(path: str, split: str, columns: list[str]) -> pa.Table:
+    """The `columns` of the file of `--validation_path` or `--test_path`, and a column `split`."""
+    table = read_file(path, f"--{split}_path")
+    missing = sorted(set(columns) - set(table.column_names))
+    if missing:
+        raise UserError(f"--{split}_path is {path}, but it lacks the columns {', '.join(missing)}")
+    split_column = pa.repeat(pa.scalar(split, pa.large_string()), len(table))
+    return table.select(columns).append_column("split", split_column)
+
+
+def file_splits(table: pa.Table) -> np.ndarray:
+    """The position in SPLITS [rows] that the file states; TRAIN if it states none."""
     if not has_splits(table):
-        return np.zeros(len(table), dtype=int)
-    numbers, values = encode_values(table["split"])
-    return np.array(
-        [*(SPLITS.index(SPLIT_NAMES[value.lower()]) for value in values.to_pylist()), 0]
-    )[numbers]
+        return np.full(len(table), TRAIN)
+    codes, values = encode_values(table["split"])
+    positions = [SPLITS.index(SPLIT_NAMES[value.lower()]) for value in values.to_pylist()]
+    return decode_values(codes, positions, TRAIN)
 
 
-def complete_rows(
-    table: pa.Table, text: str, group: str | None, labels: np.ndarray, path: str
-) -> tuple:
-    """(rows that have a text and every label, as `Labelled.rows`; mask of them)."""
-    keys = map_chunks(lambda chunk: text_key(chunk.fill_null("")), table[text])
-    missing = pc.equal(keys, "").to_numpy() | (labels.reshape(len(table), -1) < 0).any(axis=1)
-    if missing.mean() > 0.5:
+def count_words(keys: pa.Array) -> pa.Array:
+    """The number of words of each text key."""
+    return pc.add(pc.count_substring(keys, " "), 1)
+
+
+def normalized_keys(texts: pa.Array) -> pa.Array:
+    """The key of each text; "" for null."""
+    return text_key(texts.fill_null(""))
+
+
+def is_incomplete(keys: pa.ChunkedArray, labels: np.ndarray, path: str) -> np.ndarray:
+    """Mask of the rows that lack a text or a label; UserError if that is more than half of them."""
+    lacks_text = pc.equal(keys, "").to_numpy()
+    lacks_label = (labels.reshape(len(labels), -1) == MISSING).any(axis=1)
+    incomplete = lacks_text | lacks_label
+    count = incomplete.sum()
+    if incomplete.mean() > 0.5:
         raise UserError(
-            f"--dataset_path is {path}, but {missing.sum()} of {len(table)} rows lack a text or a label"
+            f"--dataset_path is {path}, but {count} of {len(labels)} rows lack a text or a label"
         )
-    if missing.any():
+    if count:
+        first_row = incomplete.argmax() + FIRST_DATA_ROW
         log.warning(
-            "%d rows without text or label are dropped, first row %d",
-            missing.sum(),
-            missing.argmax() + 2,
+            "%d rows without a text or label are dropped; the first is row %d (header: row 1)",
+            count,
+            first_row,
         )
+    return incomplete
+
+
+def build_rows(
+    table: pa.Table, text_column: str, group_column: str | None, labels: np.ndarray, path: str
+) -> tuple[pa.Table, np.ndarray]:
+    """The complete rows as `LabelledCorpus.rows`, and the mask [rows of the file] of them."""
+    keys = map_chunks(normalized_keys, table[text_column])
+    is_complete = ~is_incomplete(keys, labels, path)
     with ThreadPoolExecutor(1) as pool:
-        numbers = pool.submit(encode_values, keys)
-        loose = map_chunks(loose_key, keys)
-        words = pc.add(map_chunks(lambda chunk: pc.count_substring(chunk, " "), keys), 1)
-        columns = {"id": np.arange(len(table)), "key": numbers.result()[0]}
-    del numbers, keys  # their texts are not needed while the loose ones are numbered
-    columns |= {
-        "loose": encode_values(loose)[0],
+        pending_ids = pool.submit(value_ids, keys)
+        near_keys = map_chunks(near_duplicate_key, keys)
+        words = map_chunks(count_words, keys)
+        key_ids = pending_ids.result()
+    del pending_ids, keys  # frees the normalized texts before the near keys are encoded
+    columns = {
+        "id": np.arange(len(table)),
+        "key": key_ids,
+        "near_key": value_ids(near_keys),
         "words": words,
-        "pattern": label_patterns(labels),
-        "split": given_split(table),
+        "label_pattern": label_patterns(labels),
+        "split": file_splits(table),
     }
-    if group:
-        columns["group"] = pc.fill_null(pc.utf8_trim_whitespace(table[group]), "")
-    return pa.table(columns).filter(~missing), ~missing
+    if group_column:
+        columns["group"] = pc.fill_null(pc.utf8_trim_whitespace(table[group_column]), "")
+    return pa.table(columns).filter(is_complete), is_complete
 
 
 def read_corpus(options: Options) -> LabelledCorpus:
-    """Read the files and find their columns; UserError in one line where that is in doubt."""
+    """Read the files of a run and detect their columns; UserError if a column is ambiguous."""
     table = read_files(options)
     check_columns(table, options)
-    group, text = options.group_column, options.text_column or detect_text_column(table)
-    names = tuple(options.label_columns or detect_label_columns(table, {text, group}))
-    task, labels = read_task(table, names)
-    rows, complete = complete_rows(table, text, group, labels, options.dataset_path)
-    return LabelledCorpus(table, text, names, task, rows, labels[complete])
+    text_column = options.text_column or detect_text_column(table)
+    label_columns = options.label_columns
+    if not label_columns:
+        label_columns = detect_label_columns(table, {text_column, options.group_column})
+    label_columns = tuple(label_columns)
+    task, labels = read_task(table, label_columns)
+    rows, is_complete = build_rows(
+        table, text_column, options.group_column, labels, options.dataset_path
+    )
+    return LabelledCorpus(table, text_column, label_columns, task, rows, labels[is_complete])
 
 
-def max_by_key(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Each row's greatest value [rows] among the rows with its key."""
-    found = np.full(keys.max() + 1, values.min())
-    np.maximum.at(found, keys, values)
-    return found[keys]
+def contradicting_rows(corpus: LabelledCorpus) -> np.ndarray:
+    """Mask of the rows whose text also occurs with another label."""
+    patterns = pd.Series(corpus.column("label_pattern")).groupby(corpus.column("key"))
+    return (patterns.transform("min") < patterns.transform("max")).to_numpy()
 
 
-def contradicting_rows(labelled: LabelledCorpus) -> np.ndarray:
-    """Mask of the rows whose text carries another label elsewhere."""
-    pattern, keys = labelled.column("pattern"), labelled.column("key")
-    return max_by_key(pattern, keys) > -max_by_key(-pattern, keys)
+def leaking_rows(corpus: LabelledCorpus) -> np.ndarray:
+    """Mask of the rows whose text is also in a later split of the file.
 
-
-def leaking_rows(labelled: LabelledCorpus) -> np.ndarray:
-    """Mask of the rows whose text the file's own split also holds out: test goes before validation before training."""
-    own = labelled.column("split")
-    return own < max_by_key(own, labelled.column("key"))
+    A duplicate stays in test rather than in validation, and in validation rather than in train.
+    """
+    splits = corpus.column("split")
+    last_split = pd.Series(splits).groupby(corpus.column("key")).transform("max")
+    return splits < last_split.to_numpy()

@@ -1,318 +1,274 @@
-"""How a file of texts is laid out (CSV, TSV, JSON Lines, plain lines): its rows, and a row with its results behind it.
-
-What was read is written back byte for byte; only lines of plain text become a CSV.
-"""
+"""The rows of CSV, JSON Lines and lines of text, streamed: values by column, or an error."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
-from compression_config import UserError
-from runtime.command_line import is_utf8
+from corpus.encodings import OpenText, UnreadableFile
 
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
+DELIMITERS = ",;\t|"
 
-SEPARATORS = {
-    "csv": ",;\t|",
-    "tsv": "\t",
-}  # the one that parts a header into most columns, the first among equals
+SAMPLE_CHARS = 2**16  # read to detect the delimiter; less than the csv module's default limit
 
-USUAL_NAMES = ("text", "comment", "comments", "tweet", "content", "sentence")
-
-LONGEST_CELL = 2**20  # characters; a quote that is still open then is a stray one
-
-FIRST_OBJECTS = 100  # of a JSON Lines file, whose keys are taken for its columns
-
-
-class Lines:
-    """The lines of a byte stream, decoded for a parser (bytes that are no UTF-8 as surrogates); it knows where it
-    stands, keeps the bytes of the row that is being read, and takes lines back."""
-
-    def __init__(self, stream: BinaryIO, offset: int = 0, number: int = 1):
-        self.stream, self.offset, self.number = stream, offset, number
-        self.taken: list[bytes] = []
-        self.returned: deque[bytes] = deque()
-        self.ended = False
-
-    def __iter__(self) -> Lines:
-        return self
-
-    def __next__(self) -> str:
-        raw = self.returned.popleft() if self.returned else self.stream.readline()
-        if not raw:
-            self.ended = True
-            raise StopIteration
-        text = raw.removeprefix(codecs.BOM_UTF8) if self.offset == 0 else raw
-        self.taken.append(raw)
-        self.offset, self.number = self.offset + len(raw), self.number + 1
-        return text.decode("utf-8", "surrogateescape")
-
-    def row(self) -> bytes:
-        """The bytes taken since the last call."""
-        raw, self.taken = b"".join(self.taken), []
-        return raw
-
-    def give_back(self, kept: int = 0) -> None:
-        """Put back the lines taken since the last row, all but the first `kept`."""
-        lines, self.taken = self.taken[kept:], self.taken[:kept]
-        self.returned.extendleft(reversed(lines))
-        self.offset, self.number = self.offset - sum(map(len, lines)), self.number - len(lines)
-        self.ended = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """How an input is laid out: its format, where the texts are, and what the output's first line says."""
-
-    format: str
-    text_column: str = ""
-    columns: tuple[str, ...] = ()
-    delimiter: str = ","
-    newline: bytes = b"\n"
-    heading: bytes = b""  # of the output
+MAX_CELL_CHARS = 2**24  # a quote that is still open after so many characters is a stray quote
 
 
 class Row(NamedTuple):
-    """A row as it was read; one with a fault has no text to score."""
+    """One row. Its values by column, or None if it cannot be parsed, and why."""
 
-    line: int
-    raw: bytes
-    text: str
-    fault: str
-    kept: bool  # whether the row can be written at all
-
-
-def result_columns(labels: Sequence[str]) -> list[str]:
-    """The columns that a scoring adds."""
-    return ["label", *(f"probability_{label}" for label in labels)]
+    number: int  # of its first line, counted from 1; in a JSON array or Parquet, of the row
+    size: int  # characters, approximately
+    values: dict[str, Any] | None
+    error: str = ""  # a predicate, such as "has 3 fields instead of 2"
 
 
-def csv_line(cells: Iterable[str], delimiter: str) -> bytes:
-    """Cells as a line without its end, quoted where they must be."""
-    line = io.StringIO()
-    csv.writer(line, delimiter=delimiter, lineterminator="").writerow(cells)
-    return line.getvalue().encode("utf-8", "surrogateescape")
+@dataclass(frozen=True)
+class RowFile:
+    """An open file of rows."""
+
+    rows: Iterator[Row]
+    columns: tuple[str, ...]  # empty for JSON, whose objects each have their own keys
+    position: Callable[[], int] | None = None  # bytes of the file read so far; None for Parquet
+    total: int | None = None  # bytes of a file, or rows of Parquet; None for stdin
+    delimiter: str = ","
+    unit: str = "line"  # what `Row.number` counts
+    schema: Any = None  # the pyarrow.Schema of Parquet
 
 
-def text_fault(text: Any) -> str:
-    """Why something is no text that can be scored; nothing where it is one."""
-    if not isinstance(text, str):
-        return "has no text" if text is None else "its text is not a string"
-    if not is_utf8(text):
-        return "its text is not UTF-8"
-    return "" if text.strip() else "its text is blank"
+class NumberText(str):
+    """A JSON number as it is written in the file."""
 
 
-def named_column(names: Sequence[str], wanted: str | None, learnt: str | None) -> str:
-    """The column that holds the texts: the one that is wanted, else the one that the model learnt from, else the only
-    one or the only usual name; UserError where that is not clear."""
-    listed = ", ".join(names)
-    if wanted is not None:
-        if names.count(wanted) != 1:
-            raise UserError(f"--text_column is {wanted}, but must be one of the columns: {listed}")
-        return wanted
-    if names.count(learnt) == 1:
-        return learnt
-    usual = (
-        list(names)
-        if len(names) == 1
-        else [name for name in names if name.strip().casefold() in USUAL_NAMES]
-    )
-    if len(usual) != 1:
-        raise UserError(f"--text_column is not given, but must name one of the columns: {listed}")
-    return usual[0]
+class RowLines:
+    """The lines that csv.reader reads. It counts them and can read the lines of a row again."""
+
+    def __init__(self, lines: Iterator[str]):
+        self.lines = lines
+        self.number = 0  # of the last line read, counted from 1
+        self.row_lines: list[str] = []
+        self.pending: deque[str] = deque()
+
+    def __iter__(self) -> RowLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.pending.popleft() if self.pending else next(self.lines)
+        self.row_lines.append(line)
+        self.number += 1
+        return line
+
+    def start_row(self) -> None:
+        """Forget the lines of the previous row."""
+        self.row_lines.clear()
+
+    def reread_after(self, count: int) -> None:
+        """Read the lines of the current row again, except the first `count`."""
+        self.pending.extendleft(reversed(self.row_lines[count:]))
+        self.number -= len(self.row_lines) - count
+        del self.row_lines[count:]
 
 
-def check_free(names: Iterable[str], added: Sequence[str], where: str) -> None:
-    """UserError where the input already has a column that the scoring adds."""
-    if taken := [name for name in added if name in set(names)]:
-        raise UserError(f"--input is {where}, but must not have the column {taken[0]!r} already")
+def clean_column_names(names: Iterable[str]) -> list[str]:
+    """Names without surrounding white space, `column N` for an empty one.
+
+    UnreadableFile if two are equal.
+    """
+    cleaned = [name.strip() or f"column {number}" for number, name in enumerate(names, 1)]
+    repeated = [name for name, count in Counter(cleaned).items() if count > 1]
+    if repeated:
+        raise UnreadableFile(f"its header names {', '.join(repeated)} more than once")
+    return cleaned
 
 
-def separated_table(
-    lines: Lines,
-    kind: str,
-    wanted: str | None,
-    learnt: str | None,
-    labels: Sequence[str],
-    where: str,
-) -> Table:
-    """The layout that the header of a CSV or TSV says."""
-    header = next(lines, None)
-    if header is None:
-        raise UserError(f"--input is {where}, but must begin with a line of column names")
-    lines.give_back()
-    delimiter, names = SEPARATORS[kind][0], []
-    for candidate in SEPARATORS[kind]:
-        try:
-            found = next(csv.reader([header], delimiter=candidate, strict=True))
-        except csv.Error:  # a name with a line break in it, or lines that end otherwise
-            continue
-        if len(found) > len(names):
-            delimiter, names = candidate, found
-    if not names or any(text_fault(name) == "its text is not UTF-8" for name in names):
-        raise UserError(f"--input is {where}, but must begin with a line of column names in UTF-8")
-    next(lines)
-    raw, added = lines.row(), result_columns(labels)
-    newline = b"\r\n" if raw.endswith(b"\r\n") else b"\n"
-    check_free(names, added, where)
-    heading = raw.rstrip(b"\r\n") + delimiter.encode() + csv_line(added, delimiter) + newline
-    return Table(
-        kind, named_column(names, wanted, learnt), tuple(names), delimiter, newline, heading
-    )
+def delimiter_score(rows: list[list[str]]) -> tuple[bool, int, int]:
+    """How well a delimiter fits, for comparison: the rows that are as wide as the header count."""
+    if not rows:
+        return False, 0, 0
+    width = len(rows[0])
+    agreement = 0
+    for row in rows[1:]:
+        agreement += 1 if len(row) == width else -1
+    return width > 1, agreement, width
 
 
-def objects_table(
-    lines: Lines,
-    kind: str,
-    wanted: str | None,
-    learnt: str | None,
-    labels: Sequence[str],
-    where: str,
-) -> Table:
-    """The layout of JSON Lines: the keys of its first objects are its columns."""
-    names: dict[str, None] = {}
-    for _, line in zip(range(FIRST_OBJECTS), lines, strict=False):
-        found = read_object(line)
-        names |= dict.fromkeys(found) if isinstance(found, dict) else {}
-    lines.give_back()
-    if not names:
-        raise UserError(f"--input is {where}, but must hold a JSON object a line")
-    check_free(names, result_columns(labels), where)
-    return Table(kind, named_column(list(names), wanted, learnt), result_columns(labels))
+def detect_delimiter(sample: str, *, is_cut: bool) -> tuple[str, list[str]]:
+    """The delimiter that fits the first rows best, and the fields of the header.
+
+    UnreadableFile if there is no header, or if a cut sample contains only a part of it.
+    """
+    parsed = {}
+    for delimiter in DELIMITERS:
+        reader = csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)
+        rows = [row for row in reader if row]
+        parsed[delimiter] = rows[:-1] if is_cut else rows
+    best = max(DELIMITERS, key=lambda delimiter: delimiter_score(parsed[delimiter]))
+    if parsed[best]:
+        return best, parsed[best][0]
+    if sample.strip():
+        raise UnreadableFile(f"its header is longer than {SAMPLE_CHARS} characters")
+    raise UnreadableFile("it has no rows")
 
 
-def plain_table(
-    lines: Lines,
-    kind: str,
-    wanted: str | None,
-    learnt: str | None,
-    labels: Sequence[str],
-    where: str,
-) -> Table:
-    """Lines of text, which become a CSV with the column `text`."""
-    if wanted is not None:
-        raise UserError(
-            f"--text_column is {wanted}, but must not be given for txt, which has no columns"
+def csv_error(error: csv.Error) -> str:
+    """The predicate for an error of a strict csv.reader."""
+    message = str(error)
+    if "unexpected end of data" in message:
+        return "has a quote that is never closed"
+    if "field limit" in message:
+        return (
+            "has a quote that is not closed, or a cell that is longer than "
+            f"{MAX_CELL_CHARS:,} characters"
         )
-    return Table(kind, heading=csv_line(["text", *result_columns(labels)], ",") + b"\n")
+    if "expected after" in message:
+        return "has text after a closing quote"
+    return f"is not CSV: {message}"
 
 
-def separated_rows(lines: Lines, table: Table) -> Iterator[Row]:
-    """Rows of a CSV or TSV, blank lines left out; a stray quote costs its own line, not what follows."""
-    csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(lines, delimiter=table.delimiter)
-    where, fault = table.columns.index(table.text_column), ""
+def csv_rows(lines: RowLines, delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
+    """Rows quoted as in RFC 4180, header included; blank lines are skipped, an empty field is None.
+
+    After an error in a quoted field, reading resumes at the second line of the row: a stray quote
+    costs only its own line.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        line = lines.number
+        lines.start_row()
+        number = lines.number + 1
+        cells: list[str] = []
+        error = ""
         try:
             cells = next(reader)
-            fault = "a quote is not closed" if lines.ended else ""
         except StopIteration:
             return
-        except csv.Error as error:
-            fault = (
-                "a quote is not closed"
-                if "field limit" in str(error)
-                else "a carriage return inside the line"
-            )
-        if fault:
-            lines.give_back(kept=1)
-        elif cells and len(cells) != len(table.columns):
-            fault = f"{len(cells)} cells under {len(table.columns)} columns"
-        raw = lines.row()
-        if fault:
-            yield Row(line, raw, "", fault, kept=False)
+        except csv.Error as failure:
+            error = csv_error(failure)
+            lines.reread_after(1)
+        if cells and len(cells) != len(columns):
+            error = f"has {len(cells)} fields instead of {len(columns)}"
+        size = sum(map(len, lines.row_lines))
+        if error:
+            yield Row(number, size, None, error)
         elif cells:
-            yield Row(line, raw, cells[where], text_fault(cells[where]), kept=True)
+            pairs = zip(columns, cells, strict=True)
+            yield Row(number, size, {name: cell or None for name, cell in pairs})
 
 
-def read_object(line: str) -> Any:
-    """The value of a line of JSON; None where it is none."""
+@contextmanager
+def long_csv_cells() -> Iterator[None]:
+    """Raise the csv module's limit of a cell, which is process-wide, within the block."""
+    limit = csv.field_size_limit(MAX_CELL_CHARS)
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
-def object_rows(lines: Lines, table: Table) -> Iterator[Row]:
-    """Rows of JSON Lines, blank lines left out."""
-    for content in lines:
-        line, raw = lines.number - 1, lines.row()
-        found = read_object(content)
-        if isinstance(found, dict):
-            taken = [name for name in table.columns if name in found]
-            fault = (
-                f"has {taken[0]!r} already" if taken else text_fault(found.get(table.text_column))
-            )
-            yield Row(line, raw, found.get(table.text_column), fault, kept=not taken)
-        elif content.strip():
-            yield Row(line, raw, "", "is no JSON object", kept=False)
+def open_csv_rows(text: OpenText, sample: str | None) -> RowFile:
+    """The rows of a CSV, whose header is read; without a sample, the header shows the delimiter."""
+    lines = RowLines(text.lines)
+    is_cut = sample is not None and len(sample) == SAMPLE_CHARS
+    if sample is None:
+        sample = next((line for line in lines if line.strip()), "")
+        lines.reread_after(0)
+    delimiter, header = detect_delimiter(sample, is_cut=is_cut)
+    columns = clean_column_names(header)
+    rows = csv_rows(lines, delimiter, columns)
+    first = next(rows)
+    if first.error:
+        raise UnreadableFile(f"line {first.number} {first.error}")
+    return RowFile(rows, tuple(columns), text.position, delimiter=delimiter)
 
 
-def plain_rows(lines: Lines, table: Table) -> Iterator[Row]:
-    """Rows of plain text, one a line."""
-    for content in lines:
-        text = content.rstrip("\r\n")
-        yield Row(lines.number - 1, lines.row(), text, text_fault(text), kept=True)
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; ValueError if a key is repeated."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key is repeated")
+    return values
 
 
-def separated_result(row: Row, table: Table, added: dict[str, Any]) -> bytes:
-    """The row's line with the results behind it."""
-    body, ending = row.raw.rstrip(b"\r\n"), b"\r\n" if row.raw.endswith(b"\r\n") else b"\n"
-    ending = ending if row.raw.endswith(b"\n") else table.newline
-    return body + table.delimiter.encode() + csv_line(as_cells(added), table.delimiter) + ending
+def reject_constant(word: str) -> None:
+    """ValueError: NaN and Infinity are not JSON."""
+    raise ValueError(f"{word} is not a JSON value")
 
 
-def object_result(row: Row, table: Table, added: dict[str, Any]) -> bytes:
-    """The row's object with the results as its last keys."""
-    body = row.raw.rstrip()[:-1].rstrip()
-    return (
-        body
-        + (b"" if body.endswith(b"{") else b", ")
-        + json.dumps(added, ensure_ascii=False)[1:].encode()
-        + b"\n"
-    )
+JSON = json.JSONDecoder(
+    object_pairs_hook=unique_keys,
+    parse_float=NumberText,
+    parse_int=NumberText,
+    parse_constant=reject_constant,
+)
 
 
-def plain_result(row: Row, table: Table, added: dict[str, Any]) -> bytes:
-    """The text and the results as a line of a CSV."""
-    return csv_line([row.text, *as_cells(added)], ",") + b"\n"
+def object_row(number: int, size: int, value: Any) -> Row:
+    """The row of a JSON value, which must be an object; its keys are cleaned as column names."""
+    if not isinstance(value, dict):
+        return Row(number, size, None, "is not a JSON object")
+    if all(key and key == key.strip() for key in value):
+        return Row(number, size, value)
+    try:
+        names = clean_column_names(value)
+    except UnreadableFile:
+        return Row(number, size, None, "has two keys that differ only in white space")
+    return Row(number, size, dict(zip(names, value.values(), strict=True)))
 
 
-def as_cells(added: dict[str, Any]) -> list[str]:
-    """Results as cells: labels joined by `|`, what is missing empty, six decimals."""
-    joined = ["|".join(value) if isinstance(value, list) else value for value in added.values()]
-    return [
-        "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
-        for value in joined
-    ]
+def decode_json(text: str) -> tuple[Any, int, str]:
+    """(value, 0, "") of a JSON text, or (None, line of the error within the text, its message)."""
+    try:
+        return JSON.decode(text), 0, ""
+    except (ValueError, RecursionError) as error:
+        return None, getattr(error, "lineno", 1), getattr(error, "msg", str(error))
 
 
-TABLES: dict[str, Callable[[Lines, str, str | None, Sequence[str], str], Table]] = {
-    "csv": separated_table,
-    "tsv": separated_table,
-    "jsonl": objects_table,
-    "txt": plain_table,
-}
+def json_rows(lines: Iterator[str]) -> Iterator[Row]:
+    """The objects of JSON Lines; blank lines are skipped."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            value, _, message = decode_json(line.strip())
+            if message:
+                yield Row(number, len(line), None, f"is not a JSON object: {message}")
+            else:
+                yield object_row(number, len(line), value)
 
-READERS: dict[str, Callable[[Lines, Table], Iterator[Row]]] = {
-    "csv": separated_rows,
-    "tsv": separated_rows,
-    "jsonl": object_rows,
-    "txt": plain_rows,
-}
 
-WRITERS: dict[str, Callable[[Row, Table, dict[str, Any]], bytes]] = {
-    "csv": separated_result,
-    "tsv": separated_result,
-    "jsonl": object_result,
-    "txt": plain_result,
-}
+def array_rows(text: str) -> Iterator[Row]:
+    """The objects of one JSON array, which is parsed in one piece; UnreadableFile if it is not."""
+    values, line, message = decode_json(text)
+    if message:
+        raise UnreadableFile(f"line {line} is not a JSON object: {message}")
+    for number, value in enumerate(values, 1):
+        yield object_row(number, len(text) // len(values), value)
+
+
+def open_json_rows(text: OpenText) -> RowFile:
+    """The objects of JSON Lines, or of an array if the first line opens one."""
+    first_line = next(text.lines, "")
+    if first_line.startswith("["):
+        rows = array_rows(first_line + "".join(text.lines))
+        return RowFile(rows, (), text.position, unit="object")
+    rows = json_rows(chain([first_line], text.lines))
+    return RowFile(rows, (), text.position)
+
+
+def line_rows(lines: Iterator[str]) -> Iterator[Row]:
+    """Every line as a row with one column, `text`."""
+    for number, line in enumerate(lines, 1):
+        yield Row(number, len(line), {"text": line.rstrip("\n")})
+
+
+def all_keys(rows: Iterable[Row]) -> dict[str, None]:
+    """The columns of rows of JSON in the order of their first occurrence, as the keys of a dict."""
+    keys: dict[str, None] = {}
+    for row in rows:
+        if row.values:
+            keys.update(dict.fromkeys(row.values))
+    return keys

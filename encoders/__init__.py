@@ -1,1 +1,1 @@
-"""Text encoders: families, where a model starts, tokenizers and vocabularies, statistics of a model."""
+"""Text encoders: families, initial models, vocabularies, calibration, sparsity."""

@@ -1,8 +1,12 @@
-"""Streamed statistics of a model on texts; nothing but running sums is kept."""
+"""Calibration: run a model on a sample of texts and collect statistics of its activations.
+
+The statistics are running sums; no activations are stored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def calibration_texts(split: Dataset, count: int, seed: int) -> list[str]:
-    """At most `count` texts of the split, drawn with `seed`."""
-    return split[np.random.default_rng(seed).permutation(len(split))[:count]]["text"]
+    """At most `count` texts of the split, sampled with `seed`."""
+    rows = np.random.default_rng(seed).permutation(len(split))
+    return split[rows[:count]]["text"]
 
 
 def token_batches_of(
@@ -22,8 +27,8 @@ def token_batches_of(
     max_length: int,
     batch: int,
     device: str = "cpu",
-) -> Iterable[dict[str, Tensor]]:
-    """Padded batches of token ids, similar lengths together."""
+) -> Iterator[dict[str, Tensor]]:
+    """Padded batches of at most `batch` texts of similar length, tokenized when they are needed."""
     texts = sorted(texts, key=len)
     for start in range(0, len(texts), batch):
         yield tokenizer(
@@ -36,43 +41,50 @@ def token_batches_of(
 
 
 class InputSquareSums:
-    """Sum of squares of what reaches each Linear, over real tokens (Sun et al. 2023, ||X_j||_2)."""
+    """Sum of squares of each input feature of each Linear, over all tokens except padding.
+
+    Set `attention_mask` [rows, tokens] before every forward pass. `add` is a forward pre-hook.
+    """
 
     def __init__(self, linears: dict[str, nn.Linear]):
-        self.sums = {
-            name: torch.zeros(linear.in_features, dtype=torch.float64)
-            for name, linear in linears.items()
-        }
-        self.mask: Tensor | None = None
-        self.last: tuple[Tensor | None, Tensor | None] = (
-            None,
-            None,
-        )  # queries, keys and values share one input
+        self.attention_mask: Tensor | None = None
+        self.sums: dict[str, Tensor] = {}  # name of a Linear -> sums [in]
+        for name, linear in linears.items():
+            self.sums[name] = torch.zeros(linear.in_features, dtype=torch.float64)
+        # Queries, keys and values have the same input: its sums are computed once.
+        self.last_inputs: Tensor | None = None
+        self.last_sums: Tensor | None = None
 
-    def add(self, name: str, inputs: Tensor) -> None:
-        """Add one batch: `inputs` [rows, tokens, features]; padding does not count."""
-        if inputs is not self.last[0]:
+    def add(self, name: str, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """Add the inputs [rows, tokens, features] of the Linear `name` in one forward pass."""
+        inputs = arguments[0]
+        if inputs is not self.last_inputs:
             squares = inputs.flatten(0, -2).float().square()
-            self.last = inputs, (self.mask.flatten().to(squares.dtype) @ squares).double().cpu()
-        self.sums[name] += self.last[1]
+            is_token = self.attention_mask.flatten().to(squares.dtype)
+            self.last_sums = (is_token @ squares).double().cpu()
+            self.last_inputs = inputs
+        self.sums[name] += self.last_sums
 
 
 @torch.inference_mode()
 def input_norms(
     model: PreTrainedModel, linears: dict[str, nn.Linear], batches: Iterable[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Name of a Linear of `model` -> L2 norm [in] of each of its input features over all real tokens of `batches`."""
-    squares = InputSquareSums(linears)
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, args, name=name: squares.add(name, args[0]))
-        for name, linear in linears.items()
-    ]
+    """Name of a Linear of `model` -> L2 norms ||X_j||_2 [in] of its input features.
+
+    The norm of feature j is taken over all tokens of all `batches`, without padding (Sun et al.
+    2023, section 3).
+    """
+    square_sums = InputSquareSums(linears)
+    hooks = []
+    for name, linear in linears.items():
+        hooks.append(linear.register_forward_pre_hook(partial(square_sums.add, name)))
     model.eval()
     try:
         for batch in batches:
-            squares.mask = batch["attention_mask"]
+            square_sums.attention_mask = batch["attention_mask"]
             model(**batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: total.sqrt().float() for name, total in squares.sums.items()}
+    return {name: sums.sqrt().float() for name, sums in square_sums.sums.items()}

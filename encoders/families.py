@@ -1,4 +1,8 @@
-"""TODO."""
+"""How encoder families differ: names of layers, Linears and config entries.
+
+The families are BERT and ELECTRA, DistilBERT, RoBERTa with its relatives, and ALBERT. Other modules
+call these functions and do not test `config.model_type` themselves.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,50 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from compression_config import UserError
 
+# The last part of the name of an encoder's layer list; the second name is ALBERT's.
+LAYER_LIST_NAMES = ("layer", "albert_layer_groups")
+
+# The names of the Linears for queries, keys and values; the second row is DistilBERT's.
 QUERY_KEY_VALUE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+
+# These families number positions from `pad_token_id + 1`.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 def encoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the encoder's layers: `encoder.layer` (BERT-like) or `transformer.layer` (DistilBERT)."""
+    """Full name and list of the encoder's layers, such as `bert.encoder.layer`.
+
+    UserError if the model has no such list.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in (
-            "layer",
-            "albert_layer_groups",
-        ):
+        last_part = name.split(".")[-1]
+        if isinstance(module, nn.ModuleList) and last_part in LAYER_LIST_NAMES:
             return name, module
     raise UserError(
-        f"{model.config.model_type} is not a supported encoder: no list of layers found in it"
+        f"{model.config.model_type} is not a supported encoder: it has no list of layers"
     )
 
 
-def encoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Full name -> Linear, for every Linear of the encoder's layers; no embedding, pooler or head."""
-    prefix, layers = encoder_layers(model)
+def linears_in(module: nn.Module) -> dict[str, nn.Linear]:
+    """Name relative to `module` -> Linear, for every Linear in it, in the order of definition."""
     return {
-        f"{prefix}.{name}": module
-        for name, module in layers.named_modules()
-        if isinstance(module, nn.Linear)
+        name: submodule
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, nn.Linear)
     }
+
+
+def encoder_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Full name -> Linear, for every Linear of the encoder's layers; no pooler, no head."""
+    prefix, layers = encoder_layers(model)
+    return {f"{prefix}.{name}": linear for name, linear in linears_in(layers).items()}
 
 
 def query_key_value(layer: nn.Module) -> tuple[nn.Linear, ...]:
-    """The Linears of a layer that make queries, keys and values; none where a family names them otherwise."""
-    linears = {
-        name.rpartition(".")[2]: module
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    """The query, key and value Linears of a layer; () if the family uses other names for them."""
+    linears = {name.split(".")[-1]: linear for name, linear in linears_in(layer).items()}
     for names in QUERY_KEY_VALUE:
-        if set(names) <= set(linears):
+        if linears.keys() >= set(names):
             return tuple(linears[name] for name in names)
     return ()
 
@@ -57,33 +70,41 @@ def ffn_width(config: PretrainedConfig) -> int:
 
 
 def set_ffn_width_(config: PretrainedConfig, width: int) -> None:
-    """Say that blocks have `width` neurons."""
+    """Record in the config that feed-forward blocks have `width` neurons."""
     setattr(config, ffn_width_key(config), width)
 
 
 def ffn_width_key(config: PretrainedConfig) -> str:
-    """What the family calls the width of its feed-forward block: DistilBERT `hidden_dim`."""
-    return "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
+    """The config entry for the feed-forward width: `hidden_dim` for DistilBERT."""
+    if hasattr(config, "hidden_dim"):
+        return "hidden_dim"
+    return "intermediate_size"
 
 
 def keep_layers_(model: PreTrainedModel, layer_ids: list[int]) -> None:
-    """Drop every encoder layer but `layer_ids`, in place; the config follows. ALBERT's one shared layer stays."""
+    """Drop every encoder layer except `layer_ids`, in place, and update the config.
+
+    ALBERT runs one shared layer several times: its weights stay, the number of runs changes.
+    """
     name, layers = encoder_layers(model)
-    if len(layers) == model.config.num_hidden_layers:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], nn.ModuleList(layers[i] for i in layer_ids))
+    is_shared = len(layers) != model.config.num_hidden_layers
+    if not is_shared:
+        parent_name, _, list_name = name.rpartition(".")
+        kept_layers = nn.ModuleList(layers[layer_id] for layer_id in layer_ids)
+        setattr(model.get_submodule(parent_name), list_name, kept_layers)
     model.config.num_hidden_layers = len(layer_ids)
 
 
 def position_limit(config: PretrainedConfig) -> int:
-    """The most tokens the model's position embeddings hold; RoBERTa-like ones lose the first few to padding."""
+    """The longest input in tokens, as limited by the position embeddings."""
     return config.max_position_embeddings - positions_before_text(config)
 
 
 def positions_before_text(config: PretrainedConfig) -> int:
-    """Position embeddings that no token of a text has: RoBERTa's relatives count from the padding token's id."""
-    return (
-        config.pad_token_id + 1
-        if config.model_type in ("roberta", "xlm-roberta", "camembert")
-        else 0
-    )
+    """Number of position embeddings before that of the first token.
+
+    RoBERTa and its relatives number positions from `pad_token_id + 1`.
+    """
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        return config.pad_token_id + 1
+    return 0

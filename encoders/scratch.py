@@ -1,8 +1,7 @@
-"""TODO."""
+"""`scratch:LAYERSxHIDDEN`: a randomly initialized BERT and a WordPiece tokenizer for it."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -16,40 +15,25 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from compression_config import UserError
+from encoders.specs import scratch_config
 from task import Task
 
-SCRATCH = re.compile(r"scratch:(\d+)x(\d+)")
+VOCABULARY_SIZE = 8000  # at most
 
-SCRATCH_VOCABULARY = 8000
+CONTINUATION_LIMIT = 1000  # `##x` tokens of one character, at most
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-def is_fresh(spec: str) -> bool:
-    """Whether `spec` asks for freshly drawn encoder weights."""
-    return bool(SCRATCH.fullmatch(spec))
-
-
-def continuation_tokens(texts: Iterable[str], tokenizer: Tokenizer) -> list[str]:
-    """`##x` for the characters that stand inside words, the most frequent 1,000, in a fixed order."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-            tokenizer.normalizer.normalize_str(text)
-        ):
-            counts.update(word[1:])
-    return [
-        f"##{char}"
-        for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:1000]
-    ]
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
-def wordpiece_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    """A cased WordPiece tokenizer that normalises to NFC."""
-    tokenizer = Tokenizer(
-        WordPiece(vocabulary, unk_token="[UNK]") if vocabulary else WordPiece(unk_token="[UNK]")
-    )
+def wordpiece_tokenizer(model: WordPiece) -> Tokenizer:
+    """A cased tokenizer around a WordPiece model; it normalizes texts to NFC."""
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -63,49 +47,52 @@ def wordpiece_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
     return tokenizer
 
 
+def most_frequent_first(entry: tuple[str, int]) -> tuple[int, str]:
+    """Sort key of (character, count): by falling count, then by code point."""
+    character, count = entry
+    return -count, character
+
+
+def continuation_tokens(texts: Iterable[str], tokenizer: Tokenizer) -> list[str]:
+    """`##x` for the most frequent characters inside words, most frequent first."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normalized = tokenizer.normalizer.normalize_str(text)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized):
+            counts.update(word[1:])
+    by_frequency = sorted(counts.items(), key=most_frequent_first)
+    return [f"##{character}" for character, _ in by_frequency[:CONTINUATION_LIMIT]]
+
+
 def train_wordpiece(texts: Sequence[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer learnt from `texts` (at most 8,000 tokens), the same each time.
+    """A WordPiece tokenizer trained on `texts`; the same texts always give the same tokenizer.
 
-    Left alone, the trainer numbers the `##x` in the order of a hash map and breaks ties by number, so two runs
-    learn two vocabularies; naming them as first tokens fixes the order.
+    By default the trainer numbers the `##x` tokens in the order of a hash map and breaks ties by
+    token id, so that two runs would learn different vocabularies. Passing the `##x` tokens as
+    special tokens fixes their order.
     """
-    trained = wordpiece_tokenizer()
-    first = [*SPECIAL_TOKENS, *continuation_tokens(texts, trained)]
-    trained.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=SCRATCH_VOCABULARY,
-            min_frequency=2,
-            show_progress=False,
-            special_tokens=first,
-        ),
+    trained = wordpiece_tokenizer(WordPiece(unk_token="[UNK]"))
+    first_tokens = [*SPECIAL_TOKENS.values(), *continuation_tokens(texts, trained)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=first_tokens,
     )
-    tokenizer = wordpiece_tokenizer(trained.get_vocab())
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    trained.train_from_iterator(texts, trainer)
+    # A new tokenizer, in which the `##x` are no longer special tokens.
+    tokenizer = wordpiece_tokenizer(WordPiece(trained.get_vocab(), unk_token="[UNK]"))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[
+            ("[CLS]", tokenizer.token_to_id("[CLS]")),
+            ("[SEP]", tokenizer.token_to_id("[SEP]")),
+        ],
     )
-    names = dict(
-        zip(
-            ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"),
-            SPECIAL_TOKENS,
-            strict=True,
-        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_length, **SPECIAL_TOKENS
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names)
-
-
-def scratch_config(spec: str) -> dict:
-    """The shape that `scratch:LAYERSxHIDDEN` asks for: heads of 64, feed-forward of four times the width."""
-    layers, hidden = (int(part) for part in SCRATCH.fullmatch(spec).groups())
-    if layers < 1 or hidden < 64 or hidden % 64:
-        raise UserError(f"{spec} must have at least one layer and a width that is a multiple of 64")
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": hidden // 64,
-        "intermediate_size": 4 * hidden,
-    }
 
 
 def scratch_model(
@@ -115,9 +102,10 @@ def scratch_model(
     max_length: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A BERT of freshly drawn weights, and the given tokenizer or one learnt from `texts`."""
+    """A randomly initialized BERT, with `tokenizer` or else one trained on `texts`."""
     shape = scratch_config(spec)
-    tokenizer = tokenizer or train_wordpiece(texts, max_length)
+    if tokenizer is None:
+        tokenizer = train_wordpiece(texts, max_length)
     config = BertConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape, **task.config()
     )

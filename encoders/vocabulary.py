@@ -1,7 +1,16 @@
-"""A tokenizer's vocabulary: what texts use of it, which tokens to keep, and the tokenizer with those alone.
+"""Which tokens of a vocabulary `--trim_vocab` keeps; `encoders/trimming.py` removes the others.
 
-Kept tokens keep their order, so special tokens that stand first keep their ids. A text made of kept tokens is cut as
-before: greedy matching (WordPiece), the best path (Unigram) and merges in order (BPE) are left what they need for it.
+A text whose tokens are all kept must be tokenized as before. Each tokenizer model needs more than
+those tokens for that:
+
+- WordPiece (Schuster & Nakajima 2012; in BERT the greedy longest match from the left) also needs
+  the tokens that matched the beginning of a word that turned out to be unknown. Without them a
+  shorter match might succeed, and the word would be known.
+- Unigram (Kudo 2018; the path of tokens with the highest sum of scores) also needs the token with
+  the least score: the score of an unknown character is that score minus a constant. Removing tokens
+  that are not on the best path cannot make another path better.
+- BPE (Sennrich et al. 2016; merges in the order in which they were learned) also needs the tokens
+  that a kept token is merged from, and the single characters that all merges start from.
 """
 
 from __future__ import annotations
@@ -9,33 +18,60 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from compression_config import UserError
 
-COVERAGE = 0.999  # share of the occurrences that `--trim_vocab auto` keeps
+COVERAGE = 0.999  # fraction of token occurrences that `--trim_vocab auto` keeps
 
-BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # byte fallback of SentencePiece
+
+WORD_START = "▁"  # SentencePiece's mark of a token that begins a word
+
+
+# Tokenizer models
+
+
+def model_kind(backend: Tokenizer) -> str:
+    """WordPiece, Unigram, BPE or WordLevel."""
+    return type(backend.model).__name__
+
+
+def tokenizer_json(backend: Tokenizer) -> dict[str, Any]:
+    """The content of `tokenizer.json`: `model`, `added_tokens`, `post_processor` and more."""
+    return json.loads(backend.to_str())
+
+
+def is_trimmable(backend: Tokenizer) -> bool:
+    """Whether `--trim_vocab` supports the tokenizer's model and its settings."""
+    kind = model_kind(backend)
+    model = tokenizer_json(backend)["model"]
+    if kind == "WordPiece":
+        return backend.pre_tokenizer is not None
+    if kind == "Unigram":
+        return model.get("unk_id") is not None
+    if kind == "BPE":
+        return not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
+    return False
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer's backend that neither cuts nor pads; UserError for kinds that cannot be trimmed."""
+    """A copy of the tokenizer's backend without truncation and padding.
+
+    UserError if `--trim_vocab` does not support the tokenizer.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    kind = type(backend.model).__name__ if backend else "slow"
-    model = json.loads(backend.to_str())["model"] if backend else {}
-    fits = {
-        "WordPiece": backend and backend.pre_tokenizer,
-        "Unigram": model.get("unk_id") is not None,
-        "BPE": not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")),
-    }
-    if not fits.get(kind):
+    if backend is None or not is_trimmable(backend):
+        kind = "slow" if backend is None else model_kind(backend)
         raise UserError(
-            "--trim_vocab is given, but it trims WordPiece and Unigram that know an unknown token, and BPE "
-            f"of bytes or plain characters; this tokenizer is another kind of {kind} one"
+            "--trim_vocab is given, but it supports only WordPiece with a pre-tokenizer, Unigram "
+            f"with an unknown token, and BPE without prefixes and suffixes; this {kind} tokenizer "
+            "is of another kind"
         )
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_truncation()
@@ -43,239 +79,251 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return copy
 
 
-def normalize(backend: Tokenizer, text: str) -> str:
-    """The text as the tokenizer's model meets it."""
-    return backend.normalizer.normalize_str(text) if backend.normalizer else text
+def unknown_token(backend: Tokenizer) -> str | None:
+    """The token for unknown text; None if the tokenizer knows every byte."""
+    if model_kind(backend) == "Unigram":
+        model = tokenizer_json(backend)["model"]
+        token, _score = model["vocab"][model["unk_id"]]
+        return token
+    return backend.model.unk_token
+
+
+def token_mark(backend: Tokenizer) -> str:
+    """The mark in front of some tokens: of WordPiece inside a word, of Unigram at its beginning."""
+    kind = model_kind(backend)
+    if kind == "WordPiece":
+        return backend.model.continuing_subword_prefix
+    if kind == "Unigram":
+        return WORD_START
+    return ""
+
+
+def merges_of(spec: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges in a tokenizer's JSON, in order; [] if the model is not BPE."""
+    merges = []
+    for merge in spec["model"].get("merges", []):
+        # Older files have "left right", newer ones ["left", "right"].
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        merges.append((left, right))
+    return merges
+
+
+# What texts use of a vocabulary
 
 
 def pieces_before_unknown(
-    word: str, vocabulary: dict[str, int], prefix: str, longest: int
+    word: str, vocabulary: dict[str, int], prefix: str, max_characters: int
 ) -> list[str]:
-    """What WordPiece's longest match takes of an unknown `word` before it fails; nothing of a word that it knows, or
-    that has more than the `longest` characters that it tries."""
-    taken: list[str] = []
-    begin = 0 if len(word) <= longest else len(word)
+    """The tokens that WordPiece matches in an unknown word before it finds no match.
+
+    `prefix` marks tokens inside a word. [] for a known word, and for one of more than
+    `max_characters` characters, which WordPiece does not try to match.
+    """
+    if len(word) > max_characters:
+        return []
+    pieces: list[str] = []
+    begin = 0
     while begin < len(word):
-        ends = range(len(word), begin, -1)
-        pieces = ((prefix if begin else "") + word[begin:end] for end in ends)
-        piece = next((piece for piece in pieces if piece in vocabulary), None)
-        if piece is None:
-            return taken
-        taken.append(piece)
-        begin += len(piece) - (len(prefix) if begin else 0)
+        match = longest_match(word, begin, vocabulary, prefix)
+        if match is None:
+            return pieces
+        piece, begin = match
+        pieces.append(piece)
     return []
 
 
+def longest_match(
+    word: str, begin: int, vocabulary: dict[str, int], prefix: str
+) -> tuple[str, int] | None:
+    """The longest token that matches `word` from `begin` on, and its end; None if none matches."""
+    mark = prefix if begin > 0 else ""
+    for end in range(len(word), begin, -1):
+        piece = mark + word[begin:end]
+        if piece in vocabulary:
+            return piece, end
+    return None
+
+
 class VocabularyUsage:
-    """What texts use of a vocabulary: how often each token occurs (`counts` [tokens]), which characters, and what
-    WordPiece takes of words that it ends up not knowing (without it, it might know them)."""
+    """What texts use of a vocabulary; `add` counts more texts.
+
+    `counts` [tokens] are the occurrences of each token, `characters` those of each character of the
+    normalized texts, `unknown_word_pieces` the ids of the tokens that WordPiece matches in words
+    that turn out to be unknown.
+    """
 
     def __init__(self, backend: Tokenizer):
-        self.backend, self.vocabulary = backend, backend.get_vocab(with_added_tokens=True)
+        self.backend = backend
+        self.vocabulary = backend.get_vocab(with_added_tokens=True)
         self.counts = np.zeros(1 + max(self.vocabulary.values()), dtype=np.int64)
         self.characters: Counter[str] = Counter()
-        self.taken: set[int] = set()
-        self.unknown = self.vocabulary.get(unknown_token(backend))
+        self.unknown_word_pieces: set[int] = set()
+        self.unknown_id = self.vocabulary.get(unknown_token(backend))
+        self.is_wordpiece = model_kind(backend) == "WordPiece"
 
     def add(self, texts: list[str]) -> None:
-        """Count a chunk of texts, whole."""
+        """Count a chunk of texts, without truncation."""
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        ids = np.array([number for one in encodings for number in one.ids], dtype=np.int64)
-        self.counts += np.bincount(ids, minlength=len(self.counts))
+        ids: list[int] = []
         for text, encoding in zip(texts, encodings, strict=True):
-            seen = normalize(self.backend, text)
-            self.characters.update(seen)
-            if type(self.backend.model).__name__ == "WordPiece" and self.unknown in encoding.ids:
-                self.add_taken(seen)
+            ids += encoding.ids
+            normalized = self.normalize(text)
+            self.characters.update(normalized)
+            if self.is_wordpiece and self.unknown_id in encoding.ids:
+                self.add_unknown_words(normalized)
+        self.counts += np.bincount(np.array(ids, dtype=np.int64), minlength=len(self.counts))
 
-    def add_taken(self, text: str) -> None:
-        """Add what is taken of the unknown words of a normalised text."""
+    def normalize(self, text: str) -> str:
+        """The text as the tokenizer's model reads it."""
+        if self.backend.normalizer is None:
+            return text
+        return self.backend.normalizer.normalize_str(text)
+
+    def add_unknown_words(self, normalized: str) -> None:
+        """Add the tokens that WordPiece matches in the unknown words of a normalized text."""
         model = self.backend.model
-        for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text):
+        for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(normalized):
             pieces = pieces_before_unknown(
                 word,
                 self.vocabulary,
                 model.continuing_subword_prefix,
                 model.max_input_chars_per_word,
             )
-            self.taken |= {self.vocabulary[piece] for piece in pieces}
+            self.unknown_word_pieces.update(self.vocabulary[piece] for piece in pieces)
 
 
 def count_usage(backend: Tokenizer, chunks: Iterable[list[str]]) -> VocabularyUsage:
-    """What the texts use."""
-    found = VocabularyUsage(backend)
+    """What the texts of all chunks use."""
+    usage = VocabularyUsage(backend)
     for texts in chunks:
-        found.add(texts)
-    return found
+        usage.add(texts)
+    return usage
 
 
-def unknown_token(backend: Tokenizer) -> str | None:
-    """What stands for a text that the tokenizer does not know; none where it knows every byte."""
-    model = (
-        json.loads(backend.to_str())["model"] if type(backend.model).__name__ == "Unigram" else None
-    )
-    return model["vocab"][model["unk_id"]][0] if model else backend.model.unk_token
+# What a tokenizer model needs
 
 
-def continuation_mark(backend: Tokenizer) -> str:
-    """What marks a token that goes on with a word (WordPiece), else that begins one (Unigram); else nothing."""
-    kind = type(backend.model).__name__
-    return (
-        backend.model.continuing_subword_prefix
-        if kind == "WordPiece"
-        else "▁"
-        if kind == "Unigram"
-        else ""
-    )
-
-
-def single_characters(backend: Tokenizer, characters: Iterable[str] | None = None) -> list[int]:
-    """Ids of the tokens that are one character, with or without its mark: all, or those of `characters`, in order."""
-    vocabulary, mark = backend.get_vocab(with_added_tokens=False), continuation_mark(backend)
-    if characters is None:
-        return [
-            number for token, number in vocabulary.items() if len(token.removeprefix(mark)) <= 1
-        ]
+def all_character_ids(backend: Tokenizer) -> list[int]:
+    """Ids of all tokens that are one character, with or without a mark, or the mark only."""
+    mark = token_mark(backend)
+    vocabulary = backend.get_vocab(with_added_tokens=False)
     return [
-        vocabulary[token]
-        for one in characters
-        for token in (one, mark + one)
-        if token in vocabulary
+        token_id for token, token_id in vocabulary.items() if len(token.removeprefix(mark)) <= 1
     ]
 
 
-def required_tokens(backend: Tokenizer) -> set[int]:
-    """Ids that stay whatever the texts use: added tokens, special ones among them, and bytes; of Unigram its mark of
-    words, and the least score, from which it derives that of an unknown character."""
-    spec = json.loads(backend.to_str())
-    kept = {token["id"] for token in spec["added_tokens"]}
+def character_ids(backend: Tokenizer, characters: Iterable[str]) -> list[int]:
+    """Ids of the tokens that are one of `characters`, without and with a mark, in that order."""
+    mark = token_mark(backend)
     vocabulary = backend.get_vocab(with_added_tokens=False)
-    kept |= {number for token, number in vocabulary.items() if BYTE_FALLBACK.fullmatch(token)}
-    if spec["model"]["type"] == "Unigram":
-        scores = [score for _, score in spec["model"]["vocab"]]
-        kept |= {
-            spec["model"]["unk_id"],
-            int(np.argmin(scores)),
-            vocabulary.get("▁", spec["model"]["unk_id"]),
-        }
-    elif (token := spec["model"].get("unk_token")) in vocabulary:
-        kept.add(vocabulary[token])
-    if spec["model"]["type"] == "BPE":
-        kept |= set(single_characters(backend))
-    return kept
+    ids = []
+    for character in characters:
+        for token in (character, mark + character):
+            if token in vocabulary:
+                ids.append(vocabulary[token])
+    return ids
 
 
-def merges_of(spec: dict) -> list[tuple[str, str]]:
-    """The merges of a BPE tokenizer's JSON, in order; none of other kinds."""
-    merges = spec["model"].get("merges", [])
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+def required_tokens(backend: Tokenizer) -> set[int]:
+    """Ids that are kept whatever the texts use.
+
+    These are added tokens, special ones among them, byte tokens, the unknown token, and what the
+    tokenizer model needs (see above).
+    """
+    spec = tokenizer_json(backend)
+    kind = model_kind(backend)
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    required = {token["id"] for token in spec["added_tokens"]}
+    for token, token_id in vocabulary.items():
+        if BYTE_TOKEN.fullmatch(token):
+            required.add(token_id)
+    if kind == "Unigram":
+        scores = [score for _token, score in spec["model"]["vocab"]]
+        required.add(spec["model"]["unk_id"])
+        required.add(int(np.argmin(scores)))
+        if WORD_START in vocabulary:
+            required.add(vocabulary[WORD_START])
+    elif backend.model.unk_token in vocabulary:
+        required.add(vocabulary[backend.model.unk_token])
+    if kind == "BPE":
+        required.update(all_character_ids(backend))
+    return required
 
 
-class MergeAncestors:
-    """The tokens that BPE needs to make a token: both halves of every merge that gives it, and theirs."""
+def merge_halves(backend: Tokenizer) -> dict[int, set[int]]:
+    """Id of a BPE token -> ids of both halves of every merge that gives it; {} for other models."""
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    halves: dict[int, set[int]] = {}
+    for left, right in merges_of(tokenizer_json(backend)):
+        merged_id = vocabulary.get(left + right)
+        if merged_id is not None:
+            halves.setdefault(merged_id, set()).update((vocabulary[left], vocabulary[right]))
+    return halves
 
-    def __init__(self, backend: Tokenizer):
-        vocabulary = backend.get_vocab(with_added_tokens=False)
-        self.halves: dict[int, set[int]] = {}
-        for one, other in merges_of(json.loads(backend.to_str())):
-            if (made := vocabulary.get(one + other)) is not None:
-                self.halves.setdefault(made, set()).update((vocabulary[one], vocabulary[other]))
 
-    def of(self, number: int) -> set[int]:
-        """The token itself and all that it is made of."""
-        found, open_ = {number}, [number]
-        while open_:
-            new = self.halves.get(open_.pop(), set()) - found
-            found |= new
-            open_ += new
-        return found
+def with_ancestors(token_id: int, halves: dict[int, set[int]]) -> set[int]:
+    """The token and all tokens that it is merged from, directly or indirectly."""
+    ids = {token_id}
+    pending = [token_id]
+    while pending:
+        new_ids = halves.get(pending.pop(), set()) - ids
+        ids |= new_ids
+        pending += new_ids
+    return ids
+
+
+# The choice
 
 
 def choose_tokens(
-    backend: Tokenizer, used: VocabularyUsage, rule: str, always: Iterable[int] = ()
+    backend: Tokenizer, usage: VocabularyUsage, rule: str, always: Iterable[int] = ()
 ) -> list[int]:
-    """Old ids of the tokens that `--trim_vocab` keeps, rising; `always` and the indispensable ones are among them.
+    """Ids of the tokens that `--trim_vocab` keeps, in rising order.
 
-    `used`: all that occur, and every single character. `auto`: the characters of the texts, and the fewest tokens
-    that make up COVERAGE of the occurrences. A number: those characters, then the most frequent tokens, at most so
-    many in all.
+    `rule` is `used` (every token that occurs, and every single character), `auto` (the characters
+    of the texts, and the fewest tokens that make up COVERAGE of the occurrences), or a number
+    (those characters, then the most frequent tokens, until that many tokens are kept). `always` and
+    the required tokens are kept too.
     """
-    kept, ancestors = required_tokens(backend) | set(always), MergeAncestors(backend)
-    by_count = np.argsort(-used.counts, kind="stable")[: np.count_nonzero(used.counts)]
+    halves = merge_halves(backend)
+    required = required_tokens(backend) | set(always)
+    frequent = ids_by_frequency(usage.counts)
     if rule == "used":
-        return sorted(
-            kept.union(*map(ancestors.of, [*by_count, *used.taken, *single_characters(backend)]))
-        )
+        candidates = [*frequent, *usage.unknown_word_pieces, *all_character_ids(backend)]
+        return sorted(add_tokens(required, candidates, halves))
+    by_frequency = [character for character, _count in usage.characters.most_common()]
+    characters = character_ids(backend, by_frequency)
     if rule == "auto":
-        covered = np.cumsum(used.counts[by_count]) / used.counts.sum()
-        by_count = by_count[: np.searchsorted(covered, COVERAGE) + 1]
-    characters = single_characters(
-        backend, [character for character, _ in used.characters.most_common()]
-    )
-    most = int(rule) if rule.isdecimal() else len(used.counts)
-    for number in [*characters, *by_count]:
-        new = ancestors.of(number) - kept
-        if len(kept) + len(new) <= most:
-            kept |= new
-    return sorted(kept)
+        frequent = fewest_for_coverage(frequent, usage.counts)
+        return sorted(add_tokens(required, [*characters, *frequent], halves))
+    return sorted(add_tokens(required, [*characters, *frequent], halves, limit=int(rule)))
 
 
-def restrict_vocabulary(spec: dict, kept: list[int]) -> dict:
-    """A tokenizer's JSON with the tokens of the old ids `kept` alone, numbered anew in that order."""
-    new, model = {old: number for number, old in enumerate(kept)}, dict(spec["model"])
-    if model["type"] == "Unigram":
-        model["vocab"] = [model["vocab"][old] for old in kept if old < len(model["vocab"])]
-        model["unk_id"] = new[model["unk_id"]]
-    else:
-        model["vocab"] = {token: new[old] for token, old in model["vocab"].items() if old in new}
-    if "merges" in model:
-        model["merges"] = [
-            [one, other]
-            for one, other in merges_of(spec)
-            if {one, other, one + other} <= model["vocab"].keys()
-        ]
-    added = [token | {"id": new[token["id"]]} for token in spec["added_tokens"]]
-    return spec | {
-        "model": model,
-        "added_tokens": added,
-        "post_processor": renumber_ids(spec["post_processor"], new),
-    }
+def ids_by_frequency(counts: np.ndarray) -> list[int]:
+    """Ids of the tokens that occur, most frequent first; ties in the order of ids."""
+    order = np.argsort(-counts, kind="stable")
+    return order[: np.count_nonzero(counts)].tolist()
 
 
-def renumber_ids(part: object, new: dict[int, int]) -> object:
-    """A post-processor's JSON with new ids: `ids: [..]` of a template, `sep: [token, id]` and `cls` of BERT's and
-    RoBERTa's."""
-    if isinstance(part, list):
-        return [renumber_ids(one, new) for one in part]
-    if not isinstance(part, dict):
-        return part
-    found = {}
-    for name, value in part.items():
-        if name == "ids":
-            value = [new[old] for old in value]
-        elif name in ("sep", "cls"):
-            value = [value[0], new[value[1]]]
-        found[name] = renumber_ids(value, new)
-    return found
+def fewest_for_coverage(ids: Sequence[int], counts: np.ndarray) -> Sequence[int]:
+    """The shortest beginning of `ids` that makes up COVERAGE of all occurrences."""
+    covered = np.cumsum(counts[ids]) / counts.sum()
+    return ids[: np.searchsorted(covered, COVERAGE) + 1]
 
 
-def trimmed_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, kept: list[int]
-) -> PreTrainedTokenizerFast:
-    """The tokenizer with the tokens `kept` alone. Its class is the general one, which reads `tokenizer.json` as it
-    stands: a family's own builds parts of it anew, with ids of its own."""
-    backend = Tokenizer.from_str(
-        json.dumps(restrict_vocabulary(json.loads(plain_backend(tokenizer).to_str()), kept))
-    )
-    if sorted(backend.get_vocab().values()) != list(range(len(kept))):
-        raise RuntimeError(
-            "the trimmed tokenizer numbers its tokens otherwise than the rows of the embedding"
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **tokenizer.special_tokens_map,
-        model_max_length=tokenizer.model_max_length,
-        model_input_names=tokenizer.model_input_names,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-    )
+def add_tokens(
+    required: set[int],
+    candidates: Iterable[int],
+    halves: dict[int, set[int]],
+    limit: int | None = None,
+) -> set[int]:
+    """`required` and the candidates, each with the tokens that it is merged from.
+
+    With a `limit`, a candidate that would exceed this number of tokens is skipped.
+    """
+    kept = set(required)
+    for candidate in candidates:
+        new_ids = with_ancestors(candidate, halves) - kept
+        if limit is None or len(kept) + len(new_ids) <= limit:
+            kept |= new_ids
+    return kept

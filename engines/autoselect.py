@@ -1,11 +1,11 @@
-"""Which form serves fastest on this machine, with how many threads: found by measurement, once, and remembered.
+"""The format and the number of threads that serve fastest here, measured once and cached.
 
-Forms are timed from text to logits against the best one so far, in turn, so no more than two are in memory.
+Each candidate is timed from text to logits, interleaved with the fastest one so far, so at most two
+are in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from compression_config import UserError
 from engines.engine import Engine, serving_files
 from runtime import cpu
+from runtime.files import json_digest, write_json
 
 log = logging.getLogger(__name__)
 
@@ -42,185 +43,213 @@ TIMING_TEXTS = (
 
 TIMING_BATCH = 32
 
-PAIR_BUDGET_S = 1.0  # that two candidates are timed against each other
+PAIR_BUDGET_S = 1.0  # time limit of the comparison of two candidates
 
-DECISIVE_RATIO = 1.5  # ratio of times beyond which a duel is over after two rounds
+DECISIVE_RATIO = 1.5  # ratio of times beyond which a comparison ends after two rounds
 
-SPIN_S = 0.04  # ONNX Runtime's threads hold their cores for 34 ms after a pass
+MIN_ROUNDS = 2
+
+SPIN_S = 0.04  # ONNX Runtime's threads keep their cores busy for 34 ms after a pass
 
 MAX_CHOICES = 100
 
-Candidate = tuple[str, int]  # form, threads
+Candidate = tuple[str, int]  # format name, threads
 
 
 class UnservableFormat(UserError):
-    """A form that does not load here, though its files are as they were made."""
+    """A format that does not load on this machine, though its files are unchanged."""
 
 
 class LoadedCandidate(NamedTuple):
-    """A candidate that is loaded and timed."""
+    """A candidate in memory."""
 
-    form: str
+    format_name: str
     threads: int
     engine: Engine
 
 
 def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def time_passes(entrant: LoadedCandidate) -> np.ndarray:
-    """Seconds of each sentence alone, and of BATCH of them together; from text to logits."""
-    if entrant.form == "torch":
+def timing_workload() -> list[list[str]]:
+    """The batches of a timing: each text separately, then TIMING_BATCH texts together."""
+    repeats = TIMING_BATCH // len(TIMING_TEXTS) + 1
+    large_batch = list(TIMING_TEXTS * repeats)[:TIMING_BATCH]
+    return [[text] for text in TIMING_TEXTS] + [large_batch]
+
+
+def time_passes(candidate: LoadedCandidate) -> np.ndarray:
+    """Seconds from text to logits of each batch of the workload."""
+    if candidate.format_name == "torch":
         import torch
 
-        torch.set_num_threads(entrant.threads)
+        torch.set_num_threads(candidate.threads)
     time.sleep(SPIN_S)
     seconds = []
-    for texts in [
-        *([text] for text in TIMING_TEXTS),
-        [TIMING_TEXTS[i % len(TIMING_TEXTS)] for i in range(TIMING_BATCH)],
-    ]:
+    for texts in timing_workload():
         start = time.perf_counter()
-        entrant.engine.forward(entrant.engine.encode(texts))
+        candidate.engine.forward(candidate.engine.encode(texts))
         seconds.append(time.perf_counter() - start)
     return np.array(seconds)
 
 
-def compare_pair(one: LoadedCandidate, other: LoadedCandidate) -> tuple[LoadedCandidate, float]:
-    """The faster of two and its texts per second, by the least of each time; half of the texts come one by one."""
-    weights = np.array([TIMING_BATCH / len(TIMING_TEXTS)] * len(TIMING_TEXTS) + [1])
-    least = [np.full(len(weights), np.inf)] * 2
-    for entrant in (one, other):
-        time_passes(entrant)  # warm up
+def workload_seconds(seconds: np.ndarray) -> float:
+    """Seconds for 2 * TIMING_BATCH texts, of which half are in batches of one."""
+    repeats = TIMING_BATCH / len(TIMING_TEXTS)
+    return float(repeats * seconds[: len(TIMING_TEXTS)].sum() + seconds[len(TIMING_TEXTS)])
+
+
+def compare_pair(first: LoadedCandidate, second: LoadedCandidate) -> tuple[LoadedCandidate, float]:
+    """The faster of two candidates and its texts per second, by the minimum of each time."""
+    first_seconds = time_passes(first)  # warm-up
+    second_seconds = time_passes(second)
     end = time.perf_counter() + PAIR_BUDGET_S
-    for turn in count(1):
-        least = [
-            np.minimum(known, time_passes(entrant))
-            for known, entrant in zip(least, (one, other), strict=True)
-        ]
-        costs = [float(weights @ known) for known in least]
-        if turn >= 2 and (time.perf_counter() > end or max(costs) > DECISIVE_RATIO * min(costs)):
+    for completed in count(1):
+        first_seconds = np.minimum(first_seconds, time_passes(first))
+        second_seconds = np.minimum(second_seconds, time_passes(second))
+        first_cost = workload_seconds(first_seconds)
+        second_cost = workload_seconds(second_seconds)
+        ratio = max(first_cost, second_cost) / min(first_cost, second_cost)
+        is_out_of_time = time.perf_counter() > end
+        if completed >= MIN_ROUNDS and (is_out_of_time or ratio > DECISIVE_RATIO):
             break
-    faster = int(costs[1] < costs[0])
-    return (one, other)[faster], 2 * TIMING_BATCH / costs[faster]
+    if second_cost < first_cost:
+        return second, 2 * TIMING_BATCH / second_cost
+    return first, 2 * TIMING_BATCH / first_cost
 
 
 def fastest(candidates: Sequence[Candidate], load: Callable[[str, int], Engine]) -> Candidate:
-    """The fastest candidate of those that load; Unservable where none does."""
-    best, speed, reasons = None, 0.0, []
+    """The fastest of the candidates that load; UnservableFormat if none does."""
+    best: LoadedCandidate | None = None
+    texts_per_s = 0.0
+    errors = []
     with torch_threads_kept(candidates):
-        for form, threads in tqdm(candidates, desc="choose the engine", leave=False, disable=None):
+        for format_name, threads in tqdm(
+            candidates, desc="choose the engine", leave=False, disable=None
+        ):
             try:
-                entrant = LoadedCandidate(form, threads, load(form, threads))
+                engine = load(format_name, threads)
             except UnservableFormat as error:
-                reasons.append(error)
-                log.warning("%s is passed over: %s", form, error.lines[0])
+                errors.append(error)
+                log.warning("%s is skipped: %s", format_name, error.lines[0])
                 continue
-            best, speed = compare_pair(best, entrant) if best else (entrant, 0.0)
+            candidate = LoadedCandidate(format_name, threads, engine)
+            if best is None:
+                best = candidate
+            else:
+                best, texts_per_s = compare_pair(best, candidate)
     if best is None:
-        raise reasons[0]
-    if speed:
+        raise errors[0]
+    if texts_per_s:
         log.info(
-            "%s, threads: %d, is the fastest here: %.0f texts/s", best.form, best.threads, speed
+            "%s, threads: %d, is the fastest here: %.0f texts/s",
+            best.format_name,
+            best.threads,
+            texts_per_s,
         )
-    return best.form, best.threads
+    return best.format_name, best.threads
 
 
 @contextmanager
 def torch_threads_kept(candidates: Sequence[Candidate]) -> Iterator[None]:
-    """Give torch back its number of threads, which is process-wide, where the block may change it."""
-    if not any(form == "torch" for form, _ in candidates):
+    """Restore torch's process-wide number of threads if the block may change it."""
+    if not any(format_name == "torch" for format_name, _ in candidates):
         yield
         return
     import torch
 
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def engine_versions() -> dict[str, str]:
-    """The versions of what computes."""
-    found = {}
-    for name in sorted({name for names in ENGINE_PACKAGES.values() for name in names}):
+    """The installed versions of the engines' packages."""
+    names = set()
+    for packages in ENGINE_PACKAGES.values():
+        names.update(packages)
+    versions = {}
+    for name in sorted(names):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
-def choice_key(model_dir: Path, candidates: Sequence[Candidate], digests: dict[str, str]) -> str:
-    """What a choice depends on: the candidates' files, the CPU, its cores and the engines' versions."""
-    paths = sorted(
-        {
-            path
-            for form, _ in candidates
-            for path in serving_files(model_dir, form)
-            if path.is_file()
-        }
+def choice_key(model_dir: Path, candidates: Sequence[Candidate], hashes: dict[str, str]) -> str:
+    """A digest of what a choice depends on: the candidates' files, the CPU, cores and versions.
+
+    A file is identified by its hash if known, else by its size and time.
+    """
+    paths = set()
+    for format_name, _ in candidates:
+        paths.update(serving_files(model_dir, format_name))
+    files = {}
+    for path in sorted(paths):
+        if path.is_file():
+            name = path.relative_to(model_dir).as_posix()
+            files[name] = hashes.get(name) or [path.stat().st_size, path.stat().st_mtime_ns]
+    return json_digest(
+        [files, list(candidates), cpu.cpu_name(), available_cores(), engine_versions()]
     )
-    files = {
-        path.relative_to(model_dir).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in paths
-    }
-    files |= {name: digests[name] for name in files if name in digests}
-    about = [files, list(candidates), cpu.cpu_name(), available_cores(), engine_versions()]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def choices_path() -> Path:
-    """Where choices are remembered."""
+    """The file in which choices are cached."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (
-        (Path(cache) if cache else Path.home() / ".cache")
-        / "text-classifier-compression"
-        / "fastest.json"
-    )
+    cache_dir = Path(cache) if cache else Path.home() / ".cache"
+    return cache_dir / "text-classifier-compression" / "fastest.json"
 
 
 def read_choices() -> dict[str, list]:
-    """Key -> [form, threads] of all choices made before; empty where none can be read."""
+    """Key -> [format name, threads] of the cached choices; empty if they cannot be read."""
     try:
-        found = json.loads(choices_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # the last: a user without a home
+        choices = json.loads(choices_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home directory
         return {}
-    return found if isinstance(found, dict) else {}
+    return choices if isinstance(choices, dict) else {}
 
 
-def save_choice(key: str, chosen: Candidate) -> None:
-    """Keep a choice for the next time, where the cache can be written."""
-    known = dict(list(read_choices().items())[1 - MAX_CHOICES :]) | {key: list(chosen)}
+def save_choice(key: str, choice: Candidate) -> None:
+    """Add a choice to the newest MAX_CHOICES in the cache, if the cache can be written."""
+    choices = read_choices()
+    choices[key] = list(choice)
+    newest = list(choices.items())[-MAX_CHOICES:]
     try:
         path = choices_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        fresh.replace(path)
+        write_json(path, dict(newest))
     except (OSError, RuntimeError) as error:
-        log.info("the choice cannot be remembered: %s", error)
+        log.info("the choice cannot be cached: %s", error)
 
 
 def choose_fastest(
     model_dir: Path,
     candidates: Sequence[Candidate],
-    digests: dict[str, str],
+    hashes: dict[str, str],
     load: Callable[[str, int], Engine],
 ) -> Candidate:
-    """The candidate that was or now is found to be the fastest; `digests` are the files' hashes, as far as known."""
+    """The fastest candidate, from the cache or by measurement.
+
+    `hashes` are those of the model's files, as far as known; `load(format_name, threads)` loads.
+    """
     if len(candidates) == 1:
         return candidates[0]
-    key = choice_key(model_dir, candidates, digests)
-    known = read_choices().get(key)
-    if known in [list(candidate) for candidate in candidates]:
-        return known[0], known[1]
+    key = choice_key(model_dir, candidates, hashes)
+    cached = read_choices().get(key)
+    for format_name, threads in candidates:
+        if cached == [format_name, threads]:
+            return format_name, threads
     log.info(
-        "timing %d forms and thread counts, once: the choice is kept in %s",
+        "timing %d combinations of format and threads once; the choice is cached in %s",
         len(candidates),
         choices_path(),
     )
-    chosen = fastest(candidates, load)
-    save_choice(key, chosen)
-    return chosen
+    choice = fastest(candidates, load)
+    save_choice(key, choice)
+    return choice

@@ -1,35 +1,26 @@
-"""Any form on disk (torch, ONNX, OpenVINO, linear) as one thing: texts -> token ids -> padded batch -> logits.
+"""Inference engines: texts -> token ids -> padded batch -> logits, the same for every format.
 
-Graphs are served without torch and transformers. Rows are scored in batches of similar length and come back in their
-original order. Int8 products of ONNX Runtime quantize activations per batch, so there a row's logits depend slightly
-on its neighbours.
+A *format* is one servable representation of a model: PyTorch fp32, ONNX int8, OpenVINO 4-bit, ...
+A format name is `torch`, `linear` or the path of a graph inside the model directory, such as
+`onnx/model_q4.onnx`. The name of an engine (`onnx`, `openvino`) is also a format name if the
+directory contains exactly one graph of that engine.
+
+Engine libraries are imported inside the functions that use them: serving a graph must not import
+torch or transformers, and reading a directory must not import any engine.
+
+ONNX Runtime quantizes the activations of int8 products per batch, so the logits of a text depend
+slightly on the other texts of its batch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class ModelFormat:
-    """A way of serving one model: the row it fills, its directory, and what is served of it: torch, linear, or a graph
-    (`onnx/model_q4.onnx`; `onnx` where it is the only one)."""
-
-    name: str
-    path: Path
-    served: str
-
-    @property
-    def engine(self) -> str:
-        """What serves it: torch, onnx, openvino or linear."""
-        return engine_name(self.served)
-
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,76 +29,160 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
-GRAPH_PATTERNS = {
-    "onnx": "onnx/*.onnx",
-    "openvino": "openvino/*.xml",
-}  # engine -> where its graphs lie
+GRAPH_PATTERNS = {"onnx": "onnx/*.onnx", "openvino": "openvino/*.xml"}  # engine -> its graphs
 
-INT4_GROUP_SIZE = (
-    64  # 4-bit weights of OpenVINO that share a scale; activations are quantized in the same blocks
-)
+INT4_GROUP_SIZE = 64  # weights that share a scale in OpenVINO's 4-bit formats
 
-UNLIMITED_LENGTH = 10**6  # tokenizers without a limit claim a huge one
+UNLIMITED_LENGTH = 10**6  # tokenizers without a limit have a huge `model_max_length`
+
+SMALLEST_PROBABILITY = 1e-12  # keeps the logits of the linear baseline finite
 
 TokenIds = Sequence[int]
 
 
 @dataclass(frozen=True)
+class ModelFormat:
+    """One format of one model: its row in the results, its directory, and its format name."""
+
+    name: str
+    directory: Path
+    format_name: str
+
+    @property
+    def engine(self) -> str:
+        """The engine that serves the format: `torch`, `onnx`, `openvino` or `linear`."""
+        return engine_name(self.format_name)
+
+
+@dataclass(frozen=True)
 class Engine:
-    """A loaded form: `tokenize` gives token ids of each text, `collate` pads them to a batch, `forward` gives its
-    float32 logits [rows, labels]. The linear reference takes texts for token ids."""
+    """A loaded format.
+
+    `tokenize` returns the token ids of each text, `collate` pads them to a batch, and `forward`
+    returns the float32 logits [rows, labels] of a batch. The token ids and the batch of the linear
+    baseline are the texts themselves.
+    """
 
     tokenize: Callable[[list[str]], list[TokenIds]]
     collate: Callable[[list[TokenIds]], Any]
     forward: Callable[[Any], np.ndarray]
 
     def encode(self, texts: list[str]) -> Any:
-        """A padded batch of texts."""
+        """Tokenize and pad `texts` to one batch."""
         return self.collate(self.tokenize(texts))
 
 
-def engine_name(form: str) -> str:
-    """The engine that serves a form: `onnx/model_q4.onnx` -> `onnx`."""
-    return form.partition("/")[0]
+# ----------------------------------------------------------------- the formats of a model directory
+
+
+def engine_name(format_name: str) -> str:
+    """The engine that serves a format: `onnx/model_q4.onnx` -> `onnx`."""
+    return format_name.partition("/")[0]
 
 
 def formats_in(model_dir: Path) -> list[str]:
-    """Every form that a directory holds: `torch`, `linear`, and the paths of its graphs."""
-    held = {
-        "torch": any(model_dir.glob("model*.safetensors")),
-        "linear": (model_dir / "linear.joblib").is_file(),
-    }
-    graphs = [
-        path for pattern in GRAPH_PATTERNS.values() for path in sorted(model_dir.glob(pattern))
-    ]
-    return [form for form in held if held[form]] + [
-        str(path.relative_to(model_dir)) for path in graphs
-    ]
+    """The names of all formats that a directory contains."""
+    format_names = []
+    if any(model_dir.glob("model*.safetensors")):
+        format_names.append("torch")
+    if (model_dir / "linear.joblib").is_file():
+        format_names.append("linear")
+    for pattern in GRAPH_PATTERNS.values():
+        for path in sorted(model_dir.glob(pattern)):
+            format_names.append(path.relative_to(model_dir).as_posix())
+    return format_names
 
 
-def graph_path(model_dir: Path, form: str) -> Path:
-    """The graph that a form is; where only an engine is named, the one that the directory holds for it."""
-    if "/" in form:
-        return model_dir / form
-    (path,) = model_dir.glob(GRAPH_PATTERNS[form])
+def graph_path(model_dir: Path, format_name: str) -> Path:
+    """The file of a graph; for the name of an engine, the only graph of that engine."""
+    if "/" in format_name:
+        return model_dir / format_name
+    (path,) = model_dir.glob(GRAPH_PATTERNS[format_name])
     return path
+
+
+def tokenizer_files(model_dir: Path) -> list[Path]:
+    """The files of a fast tokenizer that exist in `model_dir`."""
+    paths = [model_dir / name for name in TOKENIZER_FILES]
+    return [path for path in paths if path.exists()]
+
+
+def serving_files(model_dir: Path | str, format_name: str) -> list[Path]:
+    """All files that are needed to serve a format, and no others."""
+    model_dir = Path(model_dir)
+    if format_name == "linear":
+        return [model_dir / "linear.joblib"]
+    return [
+        model_dir / "config.json",
+        *_weight_files(model_dir, format_name),
+        *tokenizer_files(model_dir),
+    ]
+
+
+def _weight_files(model_dir: Path, format_name: str) -> list[Path]:
+    if format_name == "torch":
+        return sorted(model_dir.glob("model*.safetensors*"))
+    graph = graph_path(model_dir, format_name)
+    if engine_name(format_name) == "openvino":
+        return [graph, graph.with_suffix(".bin")]
+    return [graph]
+
+
+def empty_model(model_dir: Path | str) -> Any:
+    """The `PreTrainedModel` that config.json describes, on the meta device: without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model_dir))
+
+
+# ---------------------------------------------------------------------------------------- inference
+
+
+def predict_logits(
+    engine: Engine, texts: list[str], batch: int = 32, description: str | None = None
+) -> np.ndarray:
+    """Logits [rows, labels] in the order of `texts`, computed in batches of similar length.
+
+    `description` is the label of a progress bar on stderr; None shows no progress bar.
+    """
+    from tqdm import tqdm
+
+    longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    logits = []
+    starts = range(0, len(texts), batch)
+    if description is not None:
+        starts = tqdm(starts, desc=description, leave=False)
+    for start in starts:
+        rows = longest_first[start : start + batch]
+        logits.append(engine.forward(engine.encode([texts[row] for row in rows])))
+    return np.concatenate(logits)[np.argsort(longest_first, kind="stable")]
+
+
+# ------------------------------------------------------------------------------------------ loaders
 
 
 def load_engine(
     model_dir: Path | str,
-    form: str,
+    format_name: str,
     max_length: int,
     threads: int | None = None,
     device: str = "cpu",
 ) -> Engine:
-    """Load a form; `threads` is process-wide in torch, `device` concerns torch only."""
-    return LOADERS[engine_name(form)](Path(model_dir), form, max_length, threads, device)
+    """Load a format that truncates texts to `max_length` tokens.
+
+    `threads` None keeps the default of the engine; torch applies the number to the whole process.
+    `device` is used by torch only: graphs and the linear baseline run on the CPU.
+    """
+    load = LOADERS[engine_name(format_name)]
+    return load(Path(model_dir), format_name, max_length, threads, device)
 
 
 def load_torch(
-    model_dir: Path, form: str, max_length: int, threads: int | None, device: str
+    model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """Any checkpoint that plain `from_pretrained` reads: fp32, fp16-stored, int8, NF4."""
+    """Any checkpoint that plain `from_pretrained` loads: fp32, fp16, int8, NF4."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -130,27 +205,33 @@ def load_torch(
 
 
 def load_onnx(
-    model_dir: Path, form: str, max_length: int, threads: int | None, device: str
+    model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """A graph of ONNX Runtime, on the CPU."""
+    """A graph in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    path = graph_path(model_dir, form)
+    path = graph_path(model_dir, format_name)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [graph_input.name for graph_input in session.get_inputs()]
-    return graph_engine(
-        model_dir, max_length, names, lambda batch: session.run(["logits"], batch)[0]
-    )
+    input_names = [graph_input.name for graph_input in session.get_inputs()]
+
+    def run(batch: dict[str, np.ndarray]) -> np.ndarray:
+        (logits,) = session.run(["logits"], batch)
+        return logits
+
+    return graph_engine(model_dir, max_length, input_names, run)
 
 
 def load_openvino(
-    model_dir: Path, form: str, max_length: int, threads: int | None, device: str
+    model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """A graph of OpenVINO, on the CPU; what is not quantized is computed in fp32, not in the CPU's bf16, so that a
-    model decides alike on any machine."""
+    """A graph in OpenVINO.
+
+    Float operations run in fp32, also on CPUs with bf16, so that the predictions are the same on
+    every machine. Activations of 4-bit products are quantized in the groups of the weights.
+    """
     import openvino
 
     settings = {
@@ -158,54 +239,68 @@ def load_openvino(
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT4_GROUP_SIZE,
     }
-    settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    compiled = openvino.Core().compile_model(graph_path(model_dir, form), "CPU", settings)
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(graph_path(model_dir, format_name), "CPU", settings)
     request = compiled.create_infer_request()
-    names = [graph_input.get_any_name() for graph_input in compiled.inputs]
+    input_names = [graph_input.get_any_name() for graph_input in compiled.inputs]
 
     def run(batch: dict[str, np.ndarray]) -> np.ndarray:
-        inputs = [np.ascontiguousarray(batch[name]) for name in names]
-        for i, values in enumerate(
-            inputs
-        ):  # by hand: `infer` looks at a dict for a tenth of a small model's time
-            request.set_input_tensor(i, openvino.Tensor(values, shared_memory=True))
+        # `infer(dict)` would spend a tenth of a small model's latency on checking its argument.
+        inputs = [np.ascontiguousarray(batch[name]) for name in input_names]
+        for index, values in enumerate(inputs):
+            request.set_input_tensor(index, openvino.Tensor(values, shared_memory=True))
         request.infer(share_outputs=True)
         return request.get_output_tensor(0).data.copy()
 
-    return graph_engine(model_dir, max_length, names, run)
+    return graph_engine(model_dir, max_length, input_names, run)
 
 
 def graph_engine(
     model_dir: Path,
     max_length: int,
-    names: list[str],
+    input_names: list[str],
     run: Callable[[dict[str, np.ndarray]], np.ndarray],
 ) -> Engine:
-    """An engine of `run`, fed with the inputs `names` by the directory's tokenizer.json."""
+    """An engine that calls `run` on the graph inputs `input_names`.
+
+    The tokenizer is read from tokenizer.json. Inputs other than `input_ids` and `attention_mask`
+    are zeros.
+    """
     tokenize, collate = read_tokenizer(model_dir, max_length)
 
     def forward(batch: dict[str, np.ndarray]) -> np.ndarray:
-        inputs = {
-            name: batch[name] if name in batch else np.zeros_like(batch["input_ids"])
-            for name in names
-        }
+        inputs = {}
+        for name in input_names:
+            if name in batch:
+                inputs[name] = batch[name]
+            else:
+                inputs[name] = np.zeros_like(batch["input_ids"])
         return run(inputs).astype(np.float32, copy=False)
 
     return Engine(tokenize, collate, forward)
 
 
 def load_linear(
-    model_dir: Path, form: str, max_length: int, threads: int | None, device: str
+    model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """A scikit-learn pipeline; its logits are log-probabilities, or log-odds a label where labels overlap."""
+    """A scikit-learn pipeline.
+
+    Its logits are log-probabilities, or the log-odds of each label if the task is multi-label.
+    """
     import joblib
 
     pipeline = joblib.load(model_dir / "linear.joblib")
-    to_logits = _log_odds if hasattr(pipeline[-1], "estimators_") else np.log
+    is_multi_label = hasattr(pipeline[-1], "estimators_")
 
     def forward(texts: list[str]) -> np.ndarray:
-        probabilities = np.clip(pipeline.predict_proba(texts), 1e-12, 1 - 1e-12)
-        return to_logits(probabilities).astype(np.float32)
+        probabilities = np.clip(
+            pipeline.predict_proba(texts), SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY
+        )
+        logits = np.log(probabilities)
+        if is_multi_label:
+            logits -= np.log1p(-probabilities)
+        return logits.astype(np.float32)
 
     return Engine(list, list, forward)
 
@@ -218,8 +313,11 @@ LOADERS: dict[str, Callable[[Path, str, int, int | None, str], Engine]] = {
 }
 
 
+# ---------------------------------------------------------------------------------------- tokenizer
+
+
 def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Callable]:
-    """`tokenize` and `collate` of an `Engine` from the directory's tokenizer.json and tokenizer_config.json alone."""
+    """`tokenize` and `collate` of an `Engine`, from tokenizer.json and tokenizer_config.json."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(model_dir) / "tokenizer.json"))
@@ -235,79 +333,45 @@ def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Ca
 
 
 def read_tokenizer_config(model_dir: Path | str) -> dict[str, Any]:
-    """What tokenizer_config.json says."""
+    """The content of tokenizer_config.json."""
     return json.loads((Path(model_dir) / "tokenizer_config.json").read_text(encoding="utf-8"))
 
 
 def pad_token(config: dict[str, Any]) -> str:
-    """The token that fills the rows of a batch, as a tokenizer_config.json has it."""
-    pad = config["pad_token"]
-    return pad if isinstance(pad, str) else pad["content"]
+    """The padding token of a tokenizer_config.json, which stores it as a string or an object."""
+    token = config["pad_token"]
+    if isinstance(token, str):
+        return token
+    return token["content"]
 
 
 def max_input_tokens(model_dir: Path | str) -> int | None:
-    """Tokens that the model reads of a text, as its tokenizer says; None where it sets no limit."""
+    """The `model_max_length` of the tokenizer; None if it sets no limit."""
     limit = read_tokenizer_config(model_dir).get("model_max_length", UNLIMITED_LENGTH)
-    return int(limit) if limit < UNLIMITED_LENGTH else None
+    if limit >= UNLIMITED_LENGTH:
+        return None
+    return int(limit)
 
 
 def make_collate(
     pad_id: int, side: str = "right"
 ) -> Callable[[list[TokenIds]], dict[str, np.ndarray]]:
-    """Rows of token ids -> `input_ids` and `attention_mask`, int64 [rows, tokens of the longest]."""
+    """A function that pads rows of token ids on one side, to the length of the longest row.
+
+    It returns `input_ids` and `attention_mask`, both int64 [rows, tokens].
+    """
 
     def collate(rows: list[TokenIds]) -> dict[str, np.ndarray]:
-        shape = len(rows), max(map(len, rows))
-        ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+        length = max(len(tokens) for tokens in rows)
+        ids = np.full((len(rows), length), pad_id, np.int64)
+        mask = np.zeros((len(rows), length), np.int64)
         for row, tokens in enumerate(rows):
-            where = slice(len(tokens)) if side == "right" else slice(shape[1] - len(tokens), None)
-            ids[row, where], mask[row, where] = tokens, 1
+            first = 0
+            if side == "left":
+                first = length - len(tokens)
+            columns = slice(first, first + len(tokens))
+            ids[row, columns] = tokens
+            mask[row, columns] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     return collate
-
-
-def predict_logits(
-    engine: Engine, texts: list[str], batch: int = 32, description: str | None = None
-) -> np.ndarray:
-    """Logits [rows, labels] in the order of `texts`; a `description` puts a progress bar on stderr."""
-    from tqdm import tqdm
-
-    longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    chunks = [longest_first[start : start + batch] for start in range(0, len(texts), batch)]
-    counted = tqdm(chunks, desc=description, leave=False) if description else chunks
-    logits = [engine.forward(engine.encode([texts[row] for row in chunk])) for chunk in counted]
-    return np.concatenate(logits)[np.argsort(longest_first, kind="stable")]
-
-
-def tokenizer_files(model_dir: Path) -> list[Path]:
-    """The files of a fast tokenizer that lie in `model_dir`."""
-    return [model_dir / name for name in TOKENIZER_FILES if (model_dir / name).exists()]
-
-
-def serving_files(model_dir: Path | str, form: str) -> list[Path]:
-    """Every file that serving this form needs, and no other."""
-    model_dir = Path(model_dir)
-    if form == "linear":
-        return [model_dir / "linear.joblib"]
-    return [model_dir / "config.json", *_weight_files(model_dir, form), *tokenizer_files(model_dir)]
-
-
-def _weight_files(model_dir: Path, form: str) -> Iterable[Path]:
-    if form == "torch":
-        return sorted(model_dir.glob("model*.safetensors*"))
-    graph = graph_path(model_dir, form)
-    return [graph, graph.with_suffix(".bin")] if engine_name(form) == "openvino" else [graph]
-
-
-def empty_model(model_dir: Path | str) -> Any:
-    """The architecture that a directory's config describes, without weights or memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model_dir))
-
-
-def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(probabilities) - np.log1p(-probabilities)

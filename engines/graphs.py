@@ -1,7 +1,13 @@
-"""Graphs of ONNX Runtime and OpenVINO, any batch size and length: a checkpoint in fp32, and that in fewer bits.
+"""Writers of ONNX and OpenVINO graphs: a checkpoint in fp32, and quantized versions of that graph.
 
-Node names keep the module's path (`/model/bert/encoder/layer.0/...`), by which the weights are found again later.
-Layers named in `whole` stay as they are.
+All graphs accept any batch size and length. Node names contain the path of the module
+(`/model/bert/encoder/layer.0/...`), which identifies the weights of a layer (`module_path`).
+
+Every `Writer` reads an fp32 ONNX graph. Weights are quantized symmetrically, embeddings and the
+classification head included; the modules in `skipped_modules` stay in full precision.
+
+The export libraries are optional and slow to import, so each is imported by the functions that use
+it.
 """
 
 from __future__ import annotations
@@ -13,11 +19,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,26 +32,21 @@ from runtime import cpu
 
 OPSET = 17
 
-EXAMPLE_TEXTS = [
-    "a",
-    "a b c d e f g h",
-]  # of different lengths, so that the traced batch holds padding
+INPUT_NAMES = ["input_ids", "attention_mask"]
+
+EXAMPLE_TEXTS = ["a", "a b c d e f g h"]  # two lengths, so that the traced batch contains padding
 
 QUANTIZED_OPS = ("MatMul", "Gather", "Gemm")
 
-ONNX_INT4_GROUP_SIZE = 128  # weights of ONNX that share a scale, which takes four bytes
+ONNX_INT4_GROUP_SIZE = 128  # weights that share a scale of four bytes
 
-CALIBRATION_BATCH = 8
+CALIBRATION_BATCH = 8  # texts
 
-CALIBRATION_MERGE_BATCHES = 64  # whose extremes ONNX Runtime holds before it merges them
-
-Writer = Callable[
-    [Path, Path, "Calibration", Sequence[str]], None
-]  # (fp32 graph, out, texts, whole layers)
+CALIBRATION_MERGE_BATCHES = 64  # batches whose activation ranges are in memory at once
 
 
 class Calibration:
-    """Token ids of the texts that activations' ranges are measured on, made batch by batch."""
+    """The texts on which activation ranges are measured; tokenized one batch at a time."""
 
     def __init__(self, model_dir: Path, texts: list[str], max_length: int):
         self.tokenize, self.collate = read_tokenizer(model_dir, max_length)
@@ -59,67 +58,105 @@ class Calibration:
             yield self.collate(self.tokenize(self.texts[start : start + size]))
 
 
+# (fp32 ONNX graph, target path, calibration texts, modules kept in full precision)
+Writer = Callable[[Path, Path, Calibration, Sequence[str]], None]
+
+
+# ----------------------------------------------------------------------- full precision, from torch
+
+
 def write_onnx(model_dir: Path | str, path: Path | str) -> None:
-    """Export `model_dir` to `path`; the graph takes `input_ids` and `attention_mask`, both int64 [rows, tokens], and
-    gives `logits`, float32 [rows, labels]."""
+    """Export a checkpoint to an fp32 ONNX graph.
+
+    Inputs: `input_ids` and `attention_mask`, int64 [rows, tokens]. Output: `logits`, float32
+    [rows, labels].
+    """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(
         model_dir, dtype=torch.float32, attn_implementation="eager"
     )
-    batch = AutoTokenizer.from_pretrained(model_dir)(
-        EXAMPLE_TEXTS, padding=True, return_tensors="pt"
-    )
-    names = ["input_ids", "attention_mask"]
-    axes = {name: {0: "batch", 1: "length"} for name in names} | {"logits": {0: "batch"}}
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    batch = tokenizer(EXAMPLE_TEXTS, padding=True, return_tensors="pt")
     with suppress_output():
         torch.onnx.export(
-            _logits_only(model, names).eval(),
-            tuple(batch[name] for name in names),
+            _positional_model(model).eval(),
+            tuple(batch[name] for name in INPUT_NAMES),
             str(path),
-            input_names=names,
+            input_names=INPUT_NAMES,
             output_names=["logits"],
-            dynamic_axes=axes,
+            dynamic_axes={
+                "input_ids": {0: "batch", 1: "length"},
+                "attention_mask": {0: "batch", 1: "length"},
+                "logits": {0: "batch"},
+            },
             opset_version=OPSET,
-            dynamo=False,
+            dynamo=False,  # the TorchScript exporter: its graphs quantize to smaller int8 files
         )
     _fold_identities(str(path))
 
 
-def onnx_fp32(
-    source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()
-) -> None:
-    """The graph as it is."""
-    shutil.copy2(source, target)
+def _positional_model(model: Any) -> Any:
+    """`model` with positional inputs; the exporter takes the order of the inputs from them."""
+    import torch
+
+    class PositionalModel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    return PositionalModel()
 
 
-def openvino_fp32(
-    source: Path, target: Path, calibration: Calibration | None, whole: Sequence[str] = ()
-) -> None:
-    """The graph for OpenVINO (.xml, and .bin beside it)."""
-    import openvino
+def _fold_identities(path: str) -> None:
+    """Replace `Identity(weight)` by the weight: quantizers do not look through an Identity.
 
-    with suppress_output():
-        _save_openvino(openvino.convert_model(source), target, compress_to_fp16=False)
+    The exporter writes an Identity for a weight that is shared by several layers (ALBERT).
+    """
+    import onnx
+
+    model = onnx.load(path)
+    sources = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        node.input[:] = [sources.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.input[0] in sources:
+            sources[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
 
 
 def write_graphs(model_dir: Path) -> None:
-    """Add the fp32 graphs of both engines to a checkpoint's directory."""
-    onnx, openvino = (
-        model_dir / "onnx" / "model.onnx",
-        model_dir / "openvino" / "openvino_model.xml",
-    )
-    for path in (onnx, openvino):
-        path.parent.mkdir()
-    write_onnx(model_dir, onnx)
-    openvino_fp32(onnx, openvino, None)
+    """Add the fp32 graphs of both engines to the directory of a checkpoint."""
+    onnx_path = model_dir / "onnx" / "model.onnx"
+    openvino_path = model_dir / "openvino" / "openvino_model.xml"
+    onnx_path.parent.mkdir()
+    openvino_path.parent.mkdir()
+    write_onnx(model_dir, onnx_path)
+    _convert_to_openvino(onnx_path, openvino_path)
 
 
-def onnx_dynamic(
-    source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()
+# ------------------------------------------------------------------------------------- ONNX writers
+
+
+def copy_onnx(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Int8 weights, of products per channel, embeddings and head too; activations are quantized as they come."""
+    """The fp32 graph."""
+    shutil.copy2(source, target)
+
+
+def quantize_onnx_dynamic(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
+) -> None:
+    """Int8 weights, per channel in products; activations are quantized at run time."""
     from onnxruntime.quantization import quantize_dynamic
 
     with suppress_output():
@@ -129,16 +166,16 @@ def onnx_dynamic(
             list(QUANTIZED_OPS),
             per_channel=True,
             reduce_range=not has_vnni(),
-            nodes_to_exclude=_onnx_nodes(source, whole),
+            nodes_to_exclude=_weight_nodes(source, skipped_modules),
         )
 
 
-def onnx_static(
-    source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()
+def quantize_onnx_static(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Int8 weights, of products per channel, embeddings and head too; ranges of activations are the extremes seen.
+    """Int8 weights, per channel in products; activation ranges are fixed by calibration.
 
-    Outputs of products stay in float: their few large values would stretch the scale of all others.
+    The outputs of products stay in float: a few large values would dominate their scale.
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -146,45 +183,62 @@ def onnx_static(
         quantize_static(
             source,
             target,
-            calibration_cache_path=_write_ranges(source, calibration, Path(folder)),
+            calibration_cache_path=write_activation_ranges(source, calibration, Path(folder)),
             op_types_to_quantize=list(QUANTIZED_OPS),
             per_channel=True,
             reduce_range=not has_vnni(),
             activation_type=QuantType.QUInt8,
-            nodes_to_exclude=_onnx_nodes(source, whole),
+            nodes_to_exclude=_weight_nodes(source, skipped_modules),
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
 
 
-def _write_ranges(source: Path, calibration: Calibration, folder: Path) -> Path:
-    """The extremes of all activations on the texts, in a file: one at a time, measuring and quantizing take half the
-    memory that they take together. External data leaves the calibrator without a copy of the weights."""
+class _BatchReader:
+    """The interface through which ONNX Runtime's calibrator reads batches."""
+
+    def __init__(self, batches: Sequence[dict[str, np.ndarray]]):
+        self.batches = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def write_activation_ranges(source: Path, calibration: Calibration, folder: Path) -> Path:
+    """Write the minimum and maximum of every activation on the calibration texts to a file.
+
+    `quantize_static` could measure them itself. Separate steps need half the memory, and external
+    data keeps a copy of the weights out of the calibrator.
+    """
+    # Private API of onnxruntime (pinned): the calibrators and the format of their result.
     from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
-    ranges = folder / "ranges.json"
     calibrator = create_calibrator(
         source, QUANTIZED_OPS, str(folder / "augmented.onnx"), use_external_data_format=True
     )
     batches = calibration.batched(CALIBRATION_BATCH)
     while part := list(islice(batches, CALIBRATION_MERGE_BATCHES)):
-        calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter(part), None)))
+        calibrator.collect_data(_BatchReader(part))
+    ranges = folder / "ranges.json"
     save_tensors_data(calibrator.compute_data(), ranges)
     return ranges
 
 
-def onnx_int4(
-    source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()
+def quantize_onnx_int4(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Weights of products and embeddings in 4 bits, symmetric, head and pooler too, a scale for each 128; computed with
-    int8 activations."""
+    """Weights of products and embeddings in 4 bits, one scale per 128; int8 activations."""
     import onnx
+
+    # Private API of onnxruntime (pinned): the module of the MatMulNBits quantizer and ONNXModel.
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,
         MatMulNBitsQuantizer,
     )
     from onnxruntime.quantization.onnx_model import ONNXModel
 
-    axes, named = (("MatMul", 0), ("Gather", 1)), _onnx_nodes(source, whole)
+    skipped_nodes = []
+    for name in _weight_nodes(source, skipped_modules):
+        skipped_nodes += [name, f"{name}_MatMul"]  # the name after `replace_gemm_with_matmul`
     with suppress_output():
         model = ONNXModel(onnx.load(source))
         model.replace_gemm_with_matmul()
@@ -194,51 +248,90 @@ def onnx_int4(
             is_symmetric=True,
             accuracy_level=4,
             op_types_to_quantize=("MatMul", "Gather"),
-            quant_axes=axes,
+            quant_axes=(("MatMul", 0), ("Gather", 1)),
         )
         quantizer = MatMulNBitsQuantizer(
-            model.model,
-            algo_config=scheme,
-            nodes_to_exclude=[*named, *(f"{name}_MatMul" for name in named)],
+            model.model, algo_config=scheme, nodes_to_exclude=skipped_nodes
         )
         quantizer.process()
         quantizer.model.save_model_to_file(str(target))
 
 
-def openvino_int8(
-    source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()
+def has_vnni() -> bool:
+    """Whether int8 products of this CPU do not saturate; False if its features are unknown."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu.instruction_sets())
+
+
+def _weight_nodes(source: Path, modules: Sequence[str]) -> list[str]:
+    """The names of the ONNX nodes that use the weights of `modules`."""
+    import onnx
+
+    if not modules:
+        return []
+    names = []
+    for node in onnx.load(source, load_external_data=False).graph.node:
+        if node.op_type in QUANTIZED_OPS and module_path(node.name) in modules:
+            names.append(node.name)
+    return names
+
+
+# --------------------------------------------------------------------------------- OpenVINO writers
+
+
+def convert_to_openvino(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """NNCF's post-training quantization for transformers: int8 weights and activations, embeddings and head too; the
-    activations' ranges are measured on the texts, one by one, so that padding has no say. Without SmoothQuant, which
-    holds a second copy of the weights, and moved the logits of small students more than it saved."""
+    """The fp32 graph as OpenVINO IR: an .xml file and a .bin file of the same name."""
+    _convert_to_openvino(source, target)
+
+
+def _convert_to_openvino(source: Path, target: Path) -> None:
+    import openvino
+
+    with suppress_output():
+        _save_openvino(openvino.convert_model(source), target, compress_to_fp16=False)
+
+
+def quantize_openvino_int8(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
+) -> None:
+    """NNCF's post-training quantization for transformers: int8 weights and activations.
+
+    Calibration reads one text at a time, so that padding does not affect the activation ranges.
+    SmoothQuant is disabled: it needs a second copy of the weights and increased the error of small
+    students.
+    """
     import nncf
     import openvino
 
-    texts = nncf.Dataset(list(calibration.batched(1)))
-    not_smoothed = nncf.AdvancedSmoothQuantParameters(matmul=-1)
+    # Advanced parameters of nncf (pinned): not covered by its compatibility promise.
+    parameters = nncf.AdvancedQuantizationParameters(
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1)
+    )
     with suppress_output():
         model = nncf.quantize(
             openvino.convert_model(source),
-            texts,
+            nncf.Dataset(list(calibration.batched(1))),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration.texts),
-            ignored_scope=_ignored(source, whole),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=not_smoothed
-            ),
+            ignored_scope=_ignored_scope(source, skipped_modules),
+            advanced_parameters=parameters,
         )
         _save_openvino(model, target)
 
 
-def openvino_int4(
-    source: Path, target: Path, calibration: Calibration, whole: Sequence[str] = ()
+def quantize_openvino_int4(
+    source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Weights in 4 bits, symmetric, embeddings and head too; a scale for each 64, or a smaller divisor of the layer's
-    width; 8 bits where that has none."""
+    """Weights of products and embeddings in 4 bits, one scale per 64.
+
+    If 64 does not divide the width of a layer, a smaller group is used, or 8 bits if none fits.
+    """
     import nncf
     import openvino
 
-    narrow = nncf.AdvancedCompressionParameters(
+    # Advanced parameters of nncf (pinned): not covered by its compatibility promise.
+    parameters = nncf.AdvancedCompressionParameters(
         group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
     )
     with suppress_output():
@@ -248,89 +341,40 @@ def openvino_int4(
             all_layers=True,
             ratio=1.0,
             group_size=INT4_GROUP_SIZE,
-            advanced_parameters=narrow,
+            advanced_parameters=parameters,
             backup_mode=nncf.BackupMode.INT8_SYM,
-            ignored_scope=_ignored(source, whole),
+            ignored_scope=_ignored_scope(source, skipped_modules),
         )
         _save_openvino(model, target)
 
 
-def _save_openvino(model: Any, target: Path, **how: Any) -> None:
-    """Without blanks, a sixth of the description, which counts in a small model."""
-    import openvino
-
-    openvino.save_model(model, target, **how)
-    target.write_text(re.sub(r">\s+<", "><", target.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def has_vnni() -> bool:
-    """Whether this CPU multiplies int8 without saturating in between; taken as no where it does not say."""
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu.instruction_sets())
-
-
-def _onnx_nodes(source: Path, modules: Sequence[str]) -> list[str]:
-    """Names of the nodes that hold the weights of `modules`."""
-    import onnx
-
-    nodes = onnx.load(source, load_external_data=False).graph.node if modules else []
-    return [
-        node.name
-        for node in nodes
-        if node.op_type in QUANTIZED_OPS and module_path(node.name) in modules
-    ]
-
-
-def _ignored(source: Path, modules: Sequence[str]) -> Any:
-    """The same for NNCF, which sees a Gemm as a product without biases and a sum."""
+def _ignored_scope(source: Path, modules: Sequence[str]) -> Any:
+    """`modules` as NNCF's IgnoredScope; NNCF splits a Gemm into a product and a sum."""
     import nncf
 
-    names = [
-        name for node in _onnx_nodes(source, modules) for name in (node, f"{node}/WithoutBiases")
-    ]
+    names = []
+    for name in _weight_nodes(source, modules):
+        names += [name, f"{name}/WithoutBiases"]
     return nncf.IgnoredScope(names=names, validate=False)
 
 
-def _fold_identities(path: str) -> None:
-    """Read shared weights directly: quantizers pass over a weight that reaches its product through an Identity."""
-    import onnx
+def _save_openvino(model: Any, target: Path, **options: Any) -> None:
+    """Save without whitespace between XML tags, a sixth of the .xml file."""
+    import openvino
 
-    model = onnx.load(path)
-    source = {tensor.name: tensor.name for tensor in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        node.input[:] = [source.get(name, name) for name in node.input]
-        if node.op_type == "Identity" and node.input[0] in source:
-            source[node.output[0]] = node.input[0]
-        else:
-            nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.save(model, path)
-
-
-def _logits_only(model: Any, names: list[str]) -> Any:
-    """`model` as a module of positional inputs, because the exporter takes the inputs' order from them."""
-    import torch
-
-    class LogitsOnly(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            return self.model(**dict(zip(names, inputs, strict=True))).logits
-
-    return LogitsOnly()
+    openvino.save_model(model, target, **options)
+    xml = target.read_text(encoding="utf-8")
+    target.write_text(re.sub(r">\s+<", "><", xml), encoding="utf-8")
 
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Drop the warnings, log lines below ERROR and tables that exporters and quantizers emit by the dozen."""
-    disabled = logging.root.manager.disable
+    """Suppress warnings, log lines below ERROR and the tables that exporters print."""
+    previous_level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        logging.disable(previous_level)

@@ -1,110 +1,158 @@
-"""The quality gate: what a form may lose on validation, and which layers are left whole so that it loses less.
+"""The quality gate: how much validation macro-F1 a format may lose, and how to lose less.
 
-Nothing here looks at the test split. Layers are ranked by measurement: each alone is rounded, and the change of the
-logits tells how much the model depends on it.
+Formats are compared on the validation split; the test split is never read. A format that loses too
+much is written again with its most sensitive layers in full precision. The sensitivity of a layer
+is measured: only that layer is fake-quantized, and the change of the logits is its sensitivity.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import DatasetDict
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from compression_config import Options
-from data import label_array
-from encoders.calibration import calibration_texts, token_batches_of
+from encoders.calibration import token_batches_of
 from engines.engine import load_engine, predict_logits
-from engines.fake_quantization import fake_quantize_weight, quantizable_layers, quantize_input_hook
+from engines.fake_quantization import (
+    fake_quantize_input_hook,
+    fake_quantize_weight,
+    quantizable_layers,
+)
 from metrics import macro_f1
 from runtime.files import write_json
-from task import Task, decide
+from task import decide
 
 log = logging.getLogger(__name__)
 
-RANKING_TEXTS = 64  # texts that layers are ranked on
+RANKING_TEXTS = 64  # training texts on which the sensitivity of the layers is measured
+
+RANKING_BATCH = 32
 
 
 class QualityGate:
-    """What a model scores on validation, and how much less a form of it may score."""
+    """The lowest accepted validation macro-F1 of the formats of one model.
 
-    def __init__(self, model_dir: Path, splits: DatasetDict, task: Task, options: Options):
-        self.model_dir, self.splits, self.task, self.options = model_dir, splits, task, options
-        self.least = self.score(model_dir, "torch") - options.max_f1_drop
-        self.rankings: dict[int, list[str]] = {}
+    `labels` are the validation labels: class ids [rows] or 0/1 [rows, labels]. `ranking_texts` are
+    training texts on which the sensitivity of the layers is measured, once per bit width.
+    """
 
-    def score(self, directory: Path, form: str) -> float:
-        """Macro-F1 of a form on validation."""
-        validation = self.splits["validation"]
-        logits = predict_logits(
-            load_engine(directory, form, self.options.max_length), validation[:]["text"]
-        )
-        return macro_f1(label_array(validation).astype(int), decide(logits, self.task.multi_label))
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        validation_texts: list[str],
+        labels: np.ndarray,
+        ranking_texts: list[str],
+        multi_label: bool,
+        max_f1_drop: float,
+        max_length: int,
+    ):
+        self.model_dir = model_dir
+        self.validation_texts = validation_texts
+        self.labels = labels
+        self.ranking_texts = ranking_texts
+        self.multi_label = multi_label
+        self.max_length = max_length
+        self.rankings: dict[int, list[str]] = {}  # bits -> layers, most sensitive first
+        self.min_macro_f1 = self.score(model_dir, "torch") - max_f1_drop
+
+    def score(self, directory: Path, format_name: str) -> float:
+        """Validation macro-F1 of a format."""
+        engine = load_engine(directory, format_name, self.max_length)
+        logits = predict_logits(engine, self.validation_texts)
+        return macro_f1(self.labels, decide(logits, self.multi_label))
 
     def ranking(self, bits: int) -> list[str]:
-        """The layers, most sensitive to `bits` first."""
+        """The names of the layers, most sensitive to `bits` first."""
         if bits not in self.rankings:
-            texts = calibration_texts(self.splits["train"], RANKING_TEXTS, self.options.seed)
-            found = layer_sensitivities(self.model_dir, texts, self.options.max_length, bits)
-            self.rankings[bits] = sorted(found, key=lambda name: -found[name])
+            sensitivities = layer_sensitivities(
+                self.model_dir, self.ranking_texts, self.max_length, bits
+            )
+            self.rankings[bits] = sorted(sensitivities, key=sensitivities.get, reverse=True)
         return self.rankings[bits]
 
-    def fit(
-        self, write: Callable[[Sequence[str]], None], out_dir: Path, form: str, bits: int
+    def write_until_accepted(
+        self,
+        write: Callable[[Sequence[str]], None],
+        out_dir: Path,
+        format_name: str,
+        bits: int,
     ) -> list[str]:
-        """Write the form with 0, 1, 2, 4, ... of the most sensitive layers left whole, until it scores enough or none
-        is left to quantize; the layers that were left."""
-        whole: list[str] = []
-        write(whole)
-        while self.score(out_dir, form) < self.least and len(whole) < len(self.ranking(bits)):
-            whole = self.ranking(bits)[: max(1, 2 * len(whole))]
-            log.info("%s loses too much; %d layers are left whole", form, len(whole))
-            write(whole)
-        return whole
+        """Write a format with ever more layers in full precision until its score is accepted.
+
+        `write(skipped_layers)` writes the format to `out_dir`. It is called with the 0, 1, 2, 4,
+        8, ... most sensitive layers, until the score is high enough or all layers are skipped.
+        Returns the layers that were skipped.
+        """
+        skipped_layers: list[str] = []
+        write(skipped_layers)
+        while self.score(out_dir, format_name) < self.min_macro_f1:
+            ranking = self.ranking(bits)
+            if len(skipped_layers) == len(ranking):
+                break
+            skipped_layers = ranking[: max(1, 2 * len(skipped_layers))]
+            log.info(
+                "%s loses too much macro-F1; keeping %d layers in full precision",
+                format_name,
+                len(skipped_layers),
+            )
+            write(skipped_layers)
+        return skipped_layers
 
 
-def record_skipped_layers(directory: Path, whole: dict[str, list[str]]) -> None:
-    """Note in config.json which layers each form left whole, where any did."""
+def record_skipped_layers(directory: Path, skipped_layers: dict[str, list[str]]) -> None:
+    """Record in config.json the layers kept in full precision per results row, if there are any."""
     path = directory / "config.json"
-    if any(whole.values()):
-        write_json(
-            path, json.loads(path.read_text(encoding="utf-8")) | {"layers_left_whole": whole}
-        )
+    if any(skipped_layers.values()):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["layers_left_whole"] = skipped_layers
+        write_json(path, config)
 
 
 @torch.inference_mode()
 def layer_sensitivities(
     model_dir: Path, texts: list[str], max_length: int, bits: int
 ) -> dict[str, float]:
-    """Linear or Embedding -> mean square change of the logits of `texts` when it alone is rounded to `bits`."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    """Name -> sensitivity of every Linear and Embedding.
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, dtype=torch.float32
-    ).eval()
-    batches = list(
-        token_batches_of(texts, AutoTokenizer.from_pretrained(model_dir), max_length, 32)
-    )
-    layers = quantizable_layers(model)
+    The sensitivity is the mean squared change of the logits of `texts` if only that layer is
+    quantized to `bits`.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32)
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    batches = list(token_batches_of(texts, tokenizer, max_length, RANKING_BATCH))
 
-    def logits() -> Tensor:
+    def compute_logits() -> Tensor:
         return torch.cat([model(**batch).logits for batch in batches])
 
-    expected, found = logits(), {}
-    for name, layer in layers.items():
-        kept = layer.weight.data
-        layer.weight.data = fake_quantize_weight(kept, bits)
-        hooks = (
-            [layer.register_forward_pre_hook(quantize_input_hook)]
-            if bits == 8 and isinstance(layer, nn.Linear)
-            else []
-        )
-        found[name] = float((logits() - expected).square().mean())
-        layer.weight.data = kept
+    expected = compute_logits()
+    sensitivities = {}
+    for name, layer in quantizable_layers(model).items():
+        with fake_quantized(layer, bits):
+            change = compute_logits() - expected
+        sensitivities[name] = float(change.square().mean())
+    return sensitivities
+
+
+@contextmanager
+def fake_quantized(layer: nn.Linear | nn.Embedding, bits: int) -> Iterator[None]:
+    """Within the block `layer` has fake-quantized weights; with 8 bits a Linear also its inputs."""
+    weight = layer.weight.data
+    layer.weight.data = fake_quantize_weight(weight, bits)
+    hooks = []
+    if bits == 8 and isinstance(layer, nn.Linear):
+        hooks.append(layer.register_forward_pre_hook(fake_quantize_input_hook))
+    try:
+        yield
+    finally:
+        layer.weight.data = weight
         for hook in hooks:
             hook.remove()
-    return found

@@ -1,6 +1,6 @@
-"""Plots as inline SVG: text stays text, and colours are variables of the page's style sheet, so dark mode works.
+"""Plots as inline SVG. Importing this loads matplotlib, and no torch.
 
-Importing this loads matplotlib, and no torch.
+Text stays text, and colors are variables of the page's style sheet, so that dark mode works.
 """
 
 from __future__ import annotations
@@ -13,40 +13,37 @@ from typing import NamedTuple
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
-INK, MUTED, LINE, ACCENT = (
-    "#000001",
-    "#000002",
-    "#000003",
-    "#000004",
-)  # stand for variables until the SVG is written
+# placeholder colors, which the written SVG replaces by CSS variables
+INK = "#000001"
+MUTED = "#000002"
+LINE = "#000003"
+SERIES = ("#000004", "#000005", "#000006", "#000007")
+ACCENT = SERIES[0]
+CSS_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    SERIES[0]: "c1",
+    SERIES[1]: "c2",
+    SERIES[2]: "c3",
+    SERIES[3]: "c4",
+}
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "D", "^")
 
-SERIES = (ACCENT, "#000005", "#000006", "#000007")
+SVG = "{http://www.w3.org/2000/svg}"
+XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
-VARIABLES = dict(
-    zip((INK, MUTED, LINE, *SERIES), ("ink", "muted", "line", "c1", "c2", "c3", "c4"), strict=True)
-)
-
-DASHES, MARKERS = ("-", "--", "-.", ":"), "osD^"
-
-LABEL_SIDES = (
-    (1, 0),
-    (-1, 0),
-    (0, 1),
-    (0, -1),
-    (1, 1),
-    (-1, 1),
-    (1, -1),
-    (-1, -1),
-)  # where a label may stand
-
-SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+POINT_RADIUS = 4  # pixels around a point that no label may cover
+OVERHANG = 4  # pixels that a label may extend beyond the right end of the axes
 
 
 class Point(NamedTuple):
-    """One model: what it costs, how good it is, and the interval of that."""
+    """A model: its cost, its quality, and the confidence interval of the quality."""
 
     name: str
     cost: float
@@ -55,53 +52,89 @@ class Point(NamedTuple):
     high: float | None = None
 
 
+class LabelSide(NamedTuple):
+    """A side of a point where its label may be: the direction, and the alignment of the text."""
+
+    x: int
+    y: int
+    horizontal: str
+    vertical: str
+
+
+LABEL_SIDES = (  # in order of preference
+    LabelSide(1, 0, "left", "center"),
+    LabelSide(-1, 0, "right", "center"),
+    LabelSide(0, 1, "center", "bottom"),
+    LabelSide(0, -1, "center", "top"),
+    LabelSide(1, 1, "left", "bottom"),
+    LabelSide(-1, 1, "right", "bottom"),
+    LabelSide(1, -1, "left", "top"),
+    LabelSide(-1, -1, "right", "top"),
+)
+LABEL_DISTANCES = (7, 16, 28)  # typographic points
+
+
 def pareto_front(points: list[Point]) -> list[Point]:
-    """The Pareto front, the cheapest first: points that no other matches or beats in cost and quality at once."""
-    found: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, -point.quality)):
-        if not found or point.quality > found[-1].quality:
-            found.append(point)
-    return found
+    """The Pareto front in order of cost: no other point is at most as expensive and at least as
+    good."""
+    front: list[Point] = []
+    for point in sorted(points, key=cost_then_quality):
+        if not front or point.quality > front[-1].quality:
+            front.append(point)
+    return front
+
+
+def cost_then_quality(point: Point) -> tuple[float, float]:
+    """The sort key of the Pareto front: cheap points first, of equal cost the best first."""
+    return point.cost, -point.quality
 
 
 def to_inline_svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element for a page; `name` keeps its ids apart from those of other plots."""
-    written = io.BytesIO()
+    """The figure as an SVG element; `name` distinguishes its ids from those of other plots."""
+    buffer = io.BytesIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None}):
-        figure.savefig(
-            written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    root = ET.fromstring(written.getvalue())
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', written.getvalue().decode()))
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.tag in (f"{SVG}style", f"{SVG}metadata")]:
-            parent.remove(child)
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    source = buffer.getvalue().decode()
+    root = ET.fromstring(source)
+    remove_elements_(root, (f"{SVG}style", f"{SVG}metadata"))
+    referenced_ids = set(re.findall(r'(?:href="|url\()#([^")]+)', source))
     for element in root.iter():
-        simplify_(element, name, used)
+        simplify_(element, name, referenced_ids)
     root.attrib = {"viewBox": root.get("viewBox"), "role": "img", "aria-label": title}
-    label = ET.Element("title")
-    label.text = title
-    root.insert(0, label)
+    title_element = ET.Element("title")
+    title_element.text = title
+    root.insert(0, title_element)
     return ET.tostring(root, encoding="unicode")
 
 
-def simplify_(element: ET.Element, name: str, used: set[str]) -> None:
-    """Drop namespaces, fonts and ids that nothing refers to; colours become variables."""
+def remove_elements_(root: ET.Element, tags: tuple[str, ...]) -> None:
+    """Remove all descendants with one of the tags."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in tags:
+                parent.remove(child)
+
+
+def simplify_(element: ET.Element, name: str, referenced_ids: set[str]) -> None:
+    """Remove namespaces, fonts and unreferenced ids; replace placeholder colors by variables."""
     element.tag = element.tag.removeprefix(SVG)
-    if LINK in element.attrib:
-        element.set("href", f"#{name}-{element.attrib.pop(LINK)[1:]}")
-    if (own := element.attrib.pop("id", None)) in used:
-        element.set("id", f"{name}-{own}")
+    if XLINK_HREF in element.attrib:
+        target = element.attrib.pop(XLINK_HREF).removeprefix("#")
+        element.set("href", f"#{name}-{target}")
+    element_id = element.attrib.pop("id", None)
+    if element_id in referenced_ids:
+        element.set("id", f"{name}-{element_id}")
     for key, value in element.attrib.items():
-        value = re.sub(r"url\(#", f"url(#{name}-", value)
+        value = value.replace("url(#", f"url(#{name}-")
         value = re.sub(r"font-family: [^;]*; ", "", value)
-        element.set(
-            key, re.sub("#00000[1-7]", lambda found: f"var(--{VARIABLES[found[0]]})", value)
-        )
+        for color, variable in CSS_VARIABLES.items():
+            value = value.replace(color, f"var(--{variable})")
+        element.set(key, value)
 
 
-def canvas(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """An empty plot with two quiet axes."""
+def empty_plot(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of unobtrusive axes."""
     figure = Figure(figsize=(5.2, 3.7), dpi=72, facecolor="none", layout="constrained")
     axes = figure.add_subplot(facecolor="none")
     axes.set_xlabel(x_label, color=MUTED, fontsize=11)
@@ -114,108 +147,136 @@ def canvas(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def scale_costs_(axes: Axes, costs: list[float]) -> None:
-    """A logarithmic axis with plain numbers, from just below the least cost to just above the greatest."""
-    low, high = min(costs), max(costs)
-    margin = max(high / low, 1.5) ** 0.12
-    low, high = low / margin, high * margin
-    steps = (1, 2, 5) if high / low > 6 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    steps = (1,) if high / low > 300 else steps
+    """Make the x axis logarithmic, with plain numbers, just wide enough for all costs."""
+    lowest = min(costs)
+    highest = max(costs)
+    margin = max(highest / lowest, 1.5) ** 0.12
+    low = lowest / margin
+    high = highest * margin
+    span = high / low
+    if span > 300:
+        mantissas = (1,)
+    elif span > 6:
+        mantissas = (1, 2, 5)
+    else:
+        mantissas = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    ticks = []
+    for power in range(-6, 7):
+        ticks += [mantissa * 10.0**power for mantissa in mantissas]
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(
-        FixedLocator([step * 10.0**power for power in range(-6, 7) for step in steps])
-    )
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
-def place_labels_(figure: Figure, axes: Axes, points: list[Point], named: list[Point]) -> None:
-    """Write the names of points beside them, where they cover neither a point nor one another; else leave one out."""
-    places = [axes.transData.transform((point.cost, point.quality)) for point in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+def plain_number(value: float, position: int | None) -> str:
+    """A tick label without exponent or trailing zeros."""
+    return f"{value:g}"
+
+
+def place_labels_(axes: Axes, points: list[Point], labeled: list[Point]) -> None:
+    """Label points with their names where the text covers no point and no other label.
+
+    A label without such a place is left out. The figure must have been drawn once.
+    """
+    occupied = []
+    for point in points:
+        x, y = axes.transData.transform((point.cost, point.quality))
+        occupied.append(Bbox.from_extents(x, y, x, y).padded(POINT_RADIUS))
+    for point in labeled:
+        box = place_label_(axes, point, occupied)
+        if box is not None:
+            occupied.append(box)
+
+
+def place_label_(axes: Axes, point: Point, occupied: list[Bbox]) -> Bbox | None:
+    """Add the label of a point at the first free place; its extent, or None if there is no
+    place."""
     frame = axes.get_window_extent()
-    for point in named:
-        for far, (right, up) in [(far, side) for far in (7, 16, 28) for side in LABEL_SIDES]:
-            label = axes.annotate(
-                point.name,
-                (point.cost, point.quality),
-                (right * far, up * far),
-                textcoords="offset points",
-                ha=("center", "left", "right")[right],
-                va=("center", "bottom", "top")[up],
-                color=INK,
-                fontsize=10.5,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": MUTED,
-                    "linewidth": 0.6,
-                    "shrinkA": 0,
-                    "shrinkB": 3,
-                },
-                parse_math=False,
+    for distance in LABEL_DISTANCES:
+        for side in LABEL_SIDES:
+            label = add_label_(axes, point, side, distance)
+            label.get_window_extent()  # updates the position
+            box = Text.get_window_extent(label)  # of the text, without the connecting line
+            is_inside = (
+                frame.x0 <= box.x0
+                and box.x1 <= frame.x1 + OVERHANG
+                and frame.y0 <= box.y0
+                and box.y1 <= frame.y1
             )
-            label.get_window_extent()  # puts it there
-            x0, y0, x1, y1 = box = Text.get_window_extent(
-                label
-            ).extents  # the words alone, without their line
-            inside = frame.x0 <= x0 and x1 <= frame.x1 + 4 and frame.y0 <= y0 and y1 <= frame.y1
-            if inside and not any(
-                x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in taken
-            ):
-                taken.append(box)
-                break
+            if is_inside and box.count_overlaps(occupied) == 0:
+                return box
             label.remove()
+    return None
 
 
-def quality_against(points: list[Point], x_label: str, name: str, only_front: bool = False) -> str:
-    """Macro-F1 against a cost, with the Pareto front as a line; names of all points, or of the front's alone."""
-    figure, axes = canvas(x_label, "macro-F1")
-    best = pareto_front(points)
-    scale_costs_(axes, [point.cost for point in points])
-    for point in points if not only_front else ():
-        if point.low is not None:
-            axes.vlines(point.cost, point.low, point.high, color=LINE, linewidth=2, zorder=1)
-    axes.step(
-        [point.cost for point in best],
-        [point.quality for point in best],
-        where="post",
-        color=ACCENT,
-        linewidth=1.2,
-        zorder=2,
+def add_label_(axes: Axes, point: Point, side: LabelSide, distance: float) -> Annotation:
+    """The name of a point as text on one of its sides, with a connecting line."""
+    return axes.annotate(
+        point.name,
+        (point.cost, point.quality),
+        (side.x * distance, side.y * distance),
+        textcoords="offset points",
+        ha=side.horizontal,
+        va=side.vertical,
+        color=INK,
+        fontsize=10.5,
+        arrowprops={
+            "arrowstyle": "-",
+            "color": MUTED,
+            "linewidth": 0.6,
+            "shrinkA": 0,
+            "shrinkB": 3,
+        },
+        parse_math=False,
     )
-    for chosen, colour in ((points, MUTED), (best, ACCENT)):
-        axes.plot(
-            [point.cost for point in chosen],
-            [point.quality for point in chosen],
-            "o",
-            color=colour,
-            markersize=5.5,
-            zorder=3,
-        )
+
+
+def plot_trade_off(
+    points: list[Point], x_label: str, name: str, *, only_front: bool = False
+) -> str:
+    """Macro-F1 against a cost, with the Pareto front as a line, as SVG.
+
+    All points have labels and confidence intervals; with `only_front`, only those of the front have
+    labels, and none have intervals.
+    """
+    figure, axes = empty_plot(x_label, "macro-F1")
+    front = pareto_front(points)
+    scale_costs_(axes, [point.cost for point in points])
+    if not only_front:
+        for point in points:
+            if point.low is not None:
+                axes.vlines(point.cost, point.low, point.high, color=LINE, linewidth=2, zorder=1)
+    front_costs = [point.cost for point in front]
+    front_qualities = [point.quality for point in front]
+    axes.step(front_costs, front_qualities, where="post", color=ACCENT, linewidth=1.2, zorder=2)
+    costs = [point.cost for point in points]
+    qualities = [point.quality for point in points]
+    axes.plot(costs, qualities, "o", color=MUTED, markersize=5.5, zorder=3)
+    axes.plot(front_costs, front_qualities, "o", color=ACCENT, markersize=5.5, zorder=3)
     axes.margins(y=0.15)
     figure.draw_without_rendering()
-    place_labels_(
-        figure,
-        axes,
-        points,
-        best + [point for point in points if point not in best and not only_front],
-    )
-    front_names = ", ".join(point.name for point in best)
-    return to_inline_svg(
-        figure, name, f"Macro-F1 against {x_label}; on the Pareto front: {front_names}"
-    )
+    labeled = list(front)
+    if not only_front:
+        labeled += [point for point in points if point not in front]
+    place_labels_(axes, points, labeled)
+    front_names = ", ".join(point.name for point in front)
+    title = f"Macro-F1 against {x_label}; on the Pareto front: {front_names}"
+    return to_inline_svg(figure, name, title)
 
 
-def curves(histories: dict[str, list[dict]], metric: str, y_label: str, name: str) -> str:
-    """A metric of each training by epoch; a filled mark is the epoch whose weights were kept."""
-    figure, axes = canvas("epoch", y_label)
+def plot_curves(histories: dict[str, list[dict]], metric: str, y_label: str, name: str) -> str:
+    """A metric of each training by epoch, as SVG; a filled marker is the epoch whose weights were
+    kept."""
+    figure, axes = empty_plot("epoch", y_label)
     for number, (stage, epochs) in enumerate(histories.items()):
-        known = [epoch for epoch in epochs if metric in epoch]
         style = {
-            "color": SERIES[number % 4],
-            "linestyle": DASHES[number % 4],
-            "marker": MARKERS[number % 4],
+            "color": SERIES[number % len(SERIES)],
+            "linestyle": DASHES[number % len(DASHES)],
+            "marker": MARKERS[number % len(MARKERS)],
         }
+        known = [epoch for epoch in epochs if metric in epoch]
         axes.plot(
             [epoch["epoch"] for epoch in known],
             [epoch[metric] for epoch in known],

@@ -1,4 +1,8 @@
-"""TODO."""
+"""The results of a run: its table, CSV and JSON files, verdict and notes. Imports no torch.
+
+A row describes one format: its stage, size, times and quality. `results_final.json` documents the
+keys.
+"""
 
 from __future__ import annotations
 
@@ -6,284 +10,362 @@ import csv
 import json
 import math
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compression_config import UserError
+from reporting.markdown import Cells, markdown_from_cells
 
-RESULTS, ABLATION = (
-    "results_final",
-    "results_ablation",
-)  # names of files: of a run's rows, of several pipelines'
+RESULTS = "results_final"  # file name without suffix: the rows of a run
+ABLATION = "results_ablation"  # the rows of several pipelines
+FILE_CONTENTS = {RESULTS: "a run", ABLATION: "an ablation"}
 
-HISTORY = "history.json"
+SAME_RATIO = 0.05  # ratios within 1 +- this are called equal
+SMALLER_RATIO = 0.99  # bytes below this share of the previous step's count as smaller
+FASTER_RATIO = 0.9
+SLOWER_RATIO = 1.1
+LARGER_RATIO = 1.01
+UNJUDGED_STAGES = ("start", "qat", "tuned")  # they are not meant to be smaller or faster
+
+Row = dict[str, Any]
 
 
-def figure_cell(metric: str, text: str) -> Callable[[dict[str, Any]], str]:
-    """A cell that shows one figure, empty where the row has none."""
-    return lambda row: "" if row.get(metric) is None else text.format(row[metric])
+@dataclass(frozen=True)
+class Column:
+    """A column of the printed table."""
+
+    heading: str
+    cell: Callable[[Row], str]
 
 
-def f1_text(row: dict[str, Any]) -> str:
-    """Macro-F1, with its standard deviation where the row is a mean of repeats."""
+def metric_column(heading: str, metric: str, pattern: str) -> Column:
+    """A column that shows one metric; the cell of a row without it is empty."""
+
+    def cell(row: Row) -> str:
+        value = row.get(metric)
+        return "" if value is None else pattern.format(value)
+
+    return Column(heading, cell)
+
+
+def f1_cell(row: Row) -> str:
+    """Macro-F1, with its standard deviation if the row is a mean of repeats."""
+    text = f"{row['macro_f1']:.4f}"
     deviation = row.get("macro_f1_sd")
-    return f"{row['macro_f1']:.4f}" + (f" +- {deviation:.4f}" if deviation is not None else "")
+    if deviation is not None:
+        text += f" +- {deviation:.4f}"
+    return text
 
 
-def difference_text(row: dict[str, Any]) -> str:
-    """Points of macro-F1 lost or won against the teacher, with their 95 % interval; empty for the teacher."""
-    low, high = row.get("delta_macro_f1_low"), row.get("delta_macro_f1_high")
+def difference_cell(row: Row) -> str:
+    """Points of macro-F1 above the teacher, with the 95 % interval; empty for the teacher."""
+    low = row.get("delta_macro_f1_low")
+    high = row.get("delta_macro_f1_high")
     if row["stage"] == "teacher" or low is None:
         return ""
     return f"{100 * row['delta_macro_f1']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("Stage", figure_cell("stage", "{}")),
-    ("Size (MB)", figure_cell("size_mb", "{:.2f}")),
-    ("Packed (MB)", figure_cell("packed_mb", "{:.2f}")),
-    ("F1", f1_text),
-    ("vs teacher (points)", difference_text),
-    ("Compression", figure_cell("compression_ratio", "{:.2f}x")),
-    ("Speedup", figure_cell("speedup_torch", "{:.2f}x")),
-    ("Agreement", figure_cell("agreement", "{:.3f}")),
-    ("Latency (ms)", figure_cell("latency_ms_p50", "{:.2f}")),
+def format_cell(row: Row) -> str:
+    """The final format of a pipeline, marked if the quality gate rejected it."""
+    is_rejected = row.get("shipped") is False
+    return f"{row['stage']} (rejected)" if is_rejected else row["stage"]
+
+
+METRIC_COLUMNS = (
+    metric_column("Size (MB)", "size_mb", "{:.2f}"),
+    metric_column("zstd (MB)", "packed_mb", "{:.2f}"),
+    Column("F1", f1_cell),
+    Column("vs teacher (points)", difference_cell),
+    metric_column("Compression", "compression_ratio", "{:.2f}x"),
+    metric_column("Speedup", "speedup_torch", "{:.2f}x"),
+    metric_column("Agreement", "agreement", "{:.3f}"),
+    metric_column("Latency (ms)", "latency_ms_p50", "{:.2f}"),
+)
+RUN_COLUMNS = (metric_column("Stage", "stage", "{}"), *METRIC_COLUMNS)
+ABLATION_COLUMNS = (
+    metric_column("Pipeline", "pipeline", "{}"),
+    Column("Format", format_cell),
+    *METRIC_COLUMNS,
 )
 
 
-def format_cell(row: dict[str, Any]) -> str:
-    """A pipeline's final form, and whether the quality gate keeps it back."""
-    return row["stage"] + (" (kept back)" if row.get("shipped") is False else "")
-
-
-PIPELINE_COLUMNS = (
-    ("Pipeline", figure_cell("pipeline", "{}")),
-    ("Form", format_cell),
-    *COLUMNS[1:],
-)
-
-
-def json_value(value: Any) -> Any:
-    """The value as JSON knows it: a path as text, not-a-number as None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def headline_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that a reader needs: the means where a run was repeated, else all."""
+def headline_rows(rows: list[Row]) -> list[Row]:
+    """The means if a run was repeated, else all rows."""
     return [row for row in rows if row.get("repeat") == "mean"] or rows
 
 
-def rows_of_repeat(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The rows of one repeat; all where the run was not repeated."""
+def rows_of_repeat(rows: list[Row], name: str) -> list[Row]:
+    """The rows of one repeat; all rows if the run was not repeated."""
     return [row for row in rows if row.get("repeat", name) == name]
 
 
-def final_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The headline row of the final model: the last one that the quality gate lets through."""
-    return [row for row in headline_rows(rows) if row.get("shipped", True)][-1]
+def final_row(rows: list[Row]) -> Row:
+    """The headline row of the final model: the last one that the quality gate did not reject."""
+    accepted = [row for row in headline_rows(rows) if row.get("shipped", True)]
+    return accepted[-1]
 
 
-def table_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Headings and headline rows as text; those of an ablation begin with the pipeline."""
-    columns = PIPELINE_COLUMNS if "pipeline" in rows[0] else COLUMNS
-    return [
-        [heading for heading, _ in columns],
-        *([cell(row) for _, cell in columns] for row in headline_rows(rows)),
-    ]
+def table_cells(rows: list[Row]) -> Cells:
+    """Headings and headline rows as text; those of an ablation start with the pipeline."""
+    columns = ABLATION_COLUMNS if "pipeline" in rows[0] else RUN_COLUMNS
+    lines = [[column.heading for column in columns]]
+    for row in headline_rows(rows):
+        lines.append([column.cell(row) for column in columns])
+    return lines
 
 
-def text_table(rows: list[dict[str, Any]]) -> str:
+def text_table(rows: list[Row]) -> str:
     """The headline rows as aligned text."""
     return aligned_table(table_cells(rows))
 
 
-def aligned_table(lines: list[list[str]]) -> str:
-    """Lines of cells as text, the first as headings; words to the left, figures to the right."""
+def aligned_table(lines: Cells) -> str:
+    """Cells as text: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligns = ["<"] + [">"] * (len(widths) - 1)
-    shown = [
-        "  ".join(
-            f"{cell:{align}{width}}"
-            for cell, align, width in zip(line, aligns, widths, strict=True)
-        )
-        for line in lines
-    ]
-    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
+    aligned = []
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        for cell, width in zip(line[1:], widths[1:], strict=True):
+            cells.append(cell.rjust(width))
+        aligned.append("  ".join(cells))
+    rule = "-" * len(aligned[0])
+    return "\n".join([aligned[0], rule, *aligned[1:]])
 
 
-def markdown_of(lines: list[list[str]]) -> str:
-    """Lines of cells as a Markdown table, the first as headings."""
-    head, *rest = lines
-    marks = ["---"] + ["--:"] * (len(head) - 1)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *rest])
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
+def markdown_table(rows: list[Row]) -> str:
     """The headline rows as a Markdown table."""
-    return markdown_of(table_cells(rows))
+    return markdown_from_cells(table_cells(rows))
 
 
-def latex_table(rows: list[dict[str, Any]]) -> str:
+def latex_table(rows: list[Row]) -> str:
     """The headline rows as a LaTeX table (package booktabs)."""
-    head, *lines = [
-        [cell.replace("+-", "$\\pm$").replace("_", "\\_").replace("%", "\\%") for cell in line]
-        for line in table_cells(rows)
+    lines = []
+    for cells in table_cells(rows):
+        lines.append(f"{' & '.join(map(escape_latex, cells))} \\\\")
+    head, *body = lines
+    alignment = "l" + "r" * (len(table_cells(rows)[0]) - 1)
+    parts = [
+        f"\\begin{{tabular}}{{{alignment}}}",
+        "\\toprule",
+        head,
+        "\\midrule",
+        *body,
+        "\\bottomrule",
+        "\\end{tabular}",
     ]
-    body = [f"{' & '.join(line)} \\\\" for line in lines]
-    return "\n".join(
-        [
-            f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-            "\\toprule",
-            f"{' & '.join(head)} \\\\",
-            "\\midrule",
-            *body,
-            "\\bottomrule",
-            "\\end{tabular}",
-        ]
-    )
+    return "\n".join(parts)
 
 
-FORMATS = {"text": text_table, "markdown": markdown_table, "latex": latex_table}
+def escape_latex(cell: str) -> str:
+    """A cell as LaTeX source."""
+    return cell.replace("+-", "$\\pm$").replace("_", "\\_").replace("%", "\\%")
+
+
+TABLE_FORMATS = {"text": text_table, "markdown": markdown_table, "latex": latex_table}
 
 
 def write_results(
     directory: Path,
-    rows: list[dict[str, Any]],
+    rows: list[Row],
     options: dict[str, Any],
     about: dict[str, Any],
     stem: str = RESULTS,
 ) -> None:
-    """`results_final.json` (options once) and `results_final.csv` (options in every row, prefixed `config.`;
-    confusion matrices are in the JSON alone), or files of another name."""
-    rows = [{name: json_value(value) for name, value in row.items()} for row in rows]
+    """Write `<stem>.json` and `<stem>.csv`.
+
+    The JSON contains the options once. The CSV repeats them in every row, prefixed with `config.`,
+    and leaves out confusion matrices.
+    """
+    rows = [json_row(row) for row in rows]
     document = about | {"config": options, "rows": rows}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     (directory / f"{stem}.json").write_text(text, encoding="utf-8")
-    config = {
-        f"config.{name}": " ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in options.items()
-    }
-    with (directory / f"{stem}.csv").open("w", newline="", encoding="utf-8") as file:
-        metrics = dict.fromkeys(
-            name for row in rows for name, value in row.items() if not isinstance(value, list)
-        )
-        writer = csv.DictWriter(file, fieldnames=[*metrics, *config], extrasaction="ignore")
+    write_csv(directory / f"{stem}.csv", rows, options)
+
+
+def json_row(row: Row) -> Row:
+    """The row with values that JSON supports: paths as text, NaN and infinities as None."""
+    values = {}
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            values[name] = None
+        elif isinstance(value, Path):
+            values[name] = str(value)
+        else:
+            values[name] = value
+    return values
+
+
+def write_csv(path: Path, rows: list[Row], options: dict[str, Any]) -> None:
+    """All values of the rows that are not lists, followed by the options."""
+    config = {}
+    for name, value in options.items():
+        text = " ".join(map(str, value)) if isinstance(value, list) else value
+        config[f"config.{name}"] = text
+    columns: dict[str, None] = {}  # an ordered set
+    for row in rows:
+        scalars = [name for name, value in row.items() if not isinstance(value, list)]
+        columns |= dict.fromkeys(scalars)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[*columns, *config], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(row | config for row in rows)
 
 
-def ratio_text(ratio: float, more: str, less: str, same: str) -> str:
-    """A ratio in words, such as `3.5x smaller`; `same` where it is about 1."""
-    if 0.95 < ratio < 1.05:
-        return same
-    word, ratio = (more, ratio) if ratio > 1 else (less, 1 / ratio)
-    return f"{ratio:.{0 if ratio >= 9.95 else 1}f}x {word}"
+def ratio_text(ratio: float, above: str, below: str, equal: str) -> str:
+    """A ratio in words: `3.5x smaller` for 3.5 and above="smaller"; `equal` if it is about 1."""
+    if abs(ratio - 1) < SAME_RATIO:
+        return equal
+    word = above
+    if ratio < 1:
+        word = below
+        ratio = 1 / ratio
+    digits = 0 if ratio >= 9.95 else 1  # 10x, but 9.9x
+    return f"{ratio:.{digits}f}x {word}"
 
 
-def points_text(row: dict[str, Any]) -> str:
-    """Points of macro-F1 lost, or won, against the teacher, with their interval; a negative end is the other one."""
+def points_text(row: Row) -> str:
+    """Points of macro-F1 gained over the teacher or lost to it, with the 95 % interval.
+
+    The interval has the sign of the word: a negative end means the opposite.
+    """
     points = round(100 * row["delta_macro_f1"], 1)
-    sign, what = (-1, "lost") if points < 0 else (1, "won" if points else "lost or won")
-    low, high = sorted(
-        round(100 * sign * row[f"delta_macro_f1_{end}"], 1) + 0.0 for end in ("low", "high")
-    )
-    return f"{abs(points):.1f} points of macro-F1 {what} [{low:.1f}, {high:.1f}]"
+    sign = 1
+    word = "gained"
+    if points < 0:
+        sign = -1
+        word = "lost"
+    elif points == 0:
+        word = "gained or lost"
+    ends = []
+    for name in ("delta_macro_f1_low", "delta_macro_f1_high"):
+        ends.append(round(100 * sign * row[name], 1) + 0.0)  # + 0.0 turns -0.0 into 0.0
+    low, high = sorted(ends)
+    return f"{abs(points):.1f} points of macro-F1 {word} [{low:.1f}, {high:.1f}]"
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """What the final model is against the teacher, in one sentence."""
-    row = final_row(rows)
-    if row["stage"] == "teacher":
-        return f"the teacher as it is, {size_and_time(row)}: macro-F1 {row['macro_f1']:.4f}"
-    size = ratio_text(row["compression_ratio"], "smaller", "larger", "as large")
-    pace = ratio_text(row["speedup_torch"], "faster", "slower", "as fast")
-    if not all(
-        one.get("steady", True) for one in rows if one["stage"] in ("teacher", row["stage"])
-    ):
-        pace += " (on a busy machine)"
-    return f"{row['stage']} against the teacher: {size}, {pace}, {points_text(row)}"
-
-
-def size_and_time(row: dict[str, Any]) -> str:
-    """A row's megabytes and milliseconds, in words."""
+def size_and_latency(row: Row) -> str:
+    """Size and latency of a row in words."""
     return f"{row['size_mb']:.2f} MB and {row['latency_ms_p50']:.2f} ms"
 
 
-def step_verdict(row: dict[str, Any], before: dict[str, Any]) -> str:
-    """What a step made worse or no better than the row before it, in words; empty where all is well."""
-    smaller = row["bytes"] < 0.99 * before["bytes"]
-    pace = row["latency_ms_p50"] / before["latency_ms_p50"]
-    if pace > 0.9 and not smaller:
-        what = "made nothing smaller or faster than"
-    elif pace > 1.1:
-        what = "is smaller but slower than"
-    else:
-        return ""
-    packed = f"; packed, {row['packed_mb']:.2f} against {before['packed_mb']:.2f} MB"
-    quality = f"; macro-F1 {row['macro_f1']:.4f} against {before['macro_f1']:.4f}"
-    sizes = f"{size_and_time(row)} against {size_and_time(before)}"
-    return f"{row['stage']} {what} {before['stage']}: {sizes}{packed}{quality}"
+def verdict(rows: list[Row]) -> str:
+    """The final model compared with the teacher, in one sentence."""
+    row = final_row(rows)
+    if row["stage"] == "teacher":
+        return (
+            f"the final model is the teacher: {size_and_latency(row)}, "
+            f"macro-F1 {row['macro_f1']:.4f}"
+        )
+    size = ratio_text(row["compression_ratio"], "smaller", "larger", "same size")
+    speed = ratio_text(row["speedup_torch"], "faster", "slower", "same speed")
+    compared = [other for other in rows if other["stage"] in ("teacher", row["stage"])]
+    if not all(other.get("steady", True) for other in compared):
+        speed += " (measured on a busy machine)"
+    return f"{row['stage']} compared with the teacher: {size}, {speed}, {points_text(row)}"
 
 
-def warnings_of(rows: list[dict[str, Any]]) -> list[str]:
-    """What must not be missed, in words: a larger student, a step that bought nothing, a linear model that wins."""
+def warnings_of(rows: list[Row]) -> list[str]:
+    """Notes that a user must not miss: a student larger than the teacher, a step without benefit, a
+    linear baseline that is better than the final model, and times that cannot be trusted."""
     rows = headline_rows(rows)
     by_stage = {row["stage"]: row for row in rows}
-    teacher, final, linear = by_stage["teacher"], final_row(rows), by_stage["linear"]
-    said = []
-    student = by_stage.get("student")
-    if student and student["bytes"] > 1.01 * teacher["bytes"]:
-        sizes = f"{student['size_mb']:.1f} MB against {teacher['size_mb']:.1f} MB"
-        said.append(
-            f"the student is larger than the teacher: {sizes}; "
-            f"compression starts at {student['compression_ratio']:.2f}x"
-        )
-    steps = [
-        step_verdict(row, by_stage[row["parent"]])
-        for row in rows
-        if row["parent"] in by_stage and row["stage"] not in ("start", "qat", "tuned")
-    ]
-    said += [line for line in steps if line]
-    if linear["macro_f1"] > final["macro_f1"]:
-        said.append(
-            f"the final model does not beat the linear reference: macro-F1 {final['macro_f1']:.4f} against "
-            f"{linear['macro_f1']:.4f}; a pretrained --teacher_path or more rows may change that"
-        )
+    notes = []
+    if "student" in by_stage:
+        notes += student_warnings(by_stage["student"], by_stage["teacher"])
+    for row in rows:
+        if row["parent"] in by_stage and row["stage"] not in UNJUDGED_STAGES:
+            notes += step_warnings(row, by_stage[row["parent"]])
+    notes += baseline_warnings(final_row(rows), by_stage["linear"])
     unsteady = [row["stage"] for row in rows if not row.get("steady", True)]
     if unsteady:
-        said.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")
-    return said
+        notes.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")
+    return notes
 
 
-def rejection_notes(rows: list[dict[str, Any]], limit: float | None) -> list[str]:
-    """A line for each form that the quality gate does not let through, with its figures and what to try."""
+def student_warnings(student: Row, teacher: Row) -> list[str]:
+    """A note if the student is larger than the teacher."""
+    if student["bytes"] <= LARGER_RATIO * teacher["bytes"]:
+        return []
     return [
-        f"{row['stage']} is not shipped: it loses {100 * row['validation_drop']:.1f} points of macro-F1 on "
-        f"validation and has {row['validation_macro_f1']:.4f}; --max_f1_drop allows {100 * limit:g}; try "
-        "--quant_auto, --qat, another --quant_method or --export"
-        for row in rows
-        if row.get("shipped") is False
+        f"the student is larger than the teacher: {student['size_mb']:.1f} MB vs. "
+        f"{teacher['size_mb']:.1f} MB; compression starts at {student['compression_ratio']:.2f}x"
     ]
+
+
+def step_warnings(row: Row, before: Row) -> list[str]:
+    """A note if a step made a model slower, or neither smaller nor faster, than the previous
+    row."""
+    is_smaller = row["bytes"] < SMALLER_RATIO * before["bytes"]
+    latency_ratio = row["latency_ms_p50"] / before["latency_ms_p50"]
+    if latency_ratio > FASTER_RATIO and not is_smaller:
+        finding = "neither smaller nor faster than"
+    elif latency_ratio > SLOWER_RATIO:
+        finding = "smaller but slower than"
+    else:
+        return []
+    return [
+        f"{row['stage']} is {finding} {before['stage']}: "
+        f"{size_and_latency(row)} vs. {size_and_latency(before)}; "
+        f"zstd {row['packed_mb']:.2f} vs. {before['packed_mb']:.2f} MB; "
+        f"macro-F1 {row['macro_f1']:.4f} vs. {before['macro_f1']:.4f}"
+    ]
+
+
+def baseline_warnings(final: Row, linear: Row) -> list[str]:
+    """A note if the linear baseline has a better macro-F1 than the final model."""
+    if linear["macro_f1"] <= final["macro_f1"]:
+        return []
+    return [
+        "the final model does not beat the linear baseline: "
+        f"macro-F1 {final['macro_f1']:.4f} vs. {linear['macro_f1']:.4f}; "
+        "a pretrained --teacher_path or more rows may help"
+    ]
+
+
+def rejection_notes(rows: list[Row], limit: float | None) -> list[str]:
+    """A line for each format that the quality gate rejected: its loss, the limit, and what to
+    try."""
+    notes = []
+    for row in rows:
+        if row.get("shipped") is False:
+            notes.append(
+                f"{row['stage']} is rejected: it loses {100 * row['validation_drop']:.1f} points "
+                f"of macro-F1 on validation (to {row['validation_macro_f1']:.4f}), but "
+                f"--max_f1_drop allows {100 * limit:g}; try --quant_auto, --qat, another "
+                "--quant_method or --export"
+            )
+    return notes
 
 
 def read_results(directory: Path | str, names: tuple[str, ...] = (RESULTS,)) -> dict[str, Any]:
-    """What a run (or an ablation, where `names` say so) wrote into its folder; UserError where there is nothing."""
-    for path in (Path(directory) / f"{name}.json" for name in names):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["rows"] and all(
-                isinstance(row, dict) and "stage" in row for row in document["rows"]
-            ):
-                return document
-    what = {RESULTS: "a run", ABLATION: "an ablation"}
-    raise UserError(
-        f"{directory} holds " + " and ".join(f"no {name}.json of {what[name]}" for name in names)
-    )
+    """The first readable document of `names` (RESULTS, ABLATION) in a directory; UserError if
+    none."""
+    for name in names:
+        document = read_document(Path(directory) / f"{name}.json")
+        if document is not None:
+            return document
+    missing = [f"no {name}.json of {FILE_CONTENTS[name]}" for name in names]
+    raise UserError(f"{directory} contains {' and '.join(missing)}")
 
 
-def read_rows(directory: str) -> list[dict[str, Any]]:
-    """The rows that a run or an ablation wrote into its folder."""
+def read_document(path: Path) -> dict[str, Any] | None:
+    """A results document; None if the file is absent or is not one."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    rows = document.get("rows") if isinstance(document, dict) else None
+    if not rows or not isinstance(rows, list):
+        return None
+    for row in rows:
+        if not isinstance(row, dict) or "stage" not in row:
+            return None
+    return document
+
+
+def read_rows(directory: str) -> list[Row]:
+    """The rows that a run or an ablation wrote into a directory."""
     return read_results(directory, (RESULTS, ABLATION))["rows"]

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The pages `report.html` (one run) and comparisons (many runs): their data, from results on disk.
+
+Imports no torch; `reporting.html`, which loads matplotlib, is imported only to draw a page.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from typing import Any
 from compression_config import UserError
 from reporting.results import (
     ABLATION,
-    COLUMNS,
-    HISTORY,
     RESULTS,
+    RUN_COLUMNS,
     final_row,
     headline_rows,
     read_results,
@@ -23,16 +25,12 @@ from reporting.results import (
     verdict,
     warnings_of,
 )
+from runtime.files import HISTORY_NAME, atomic_write
 
 PAGE_NAME = "report.html"
-UNTRAINED_STAGES = (
-    "start",
-    "trimmed",
-    "narrowed",
-)  # rows that are trained later where there is a student
+UNTRAINED_STAGES = ("start", "trimmed", "narrowed")  # if a student exists, it is trained from them
 
-FIGURES = (
-    "macro_f1",
+POSITIVE_METRICS = (
     "bytes",
     "size_mb",
     "packed_mb",
@@ -40,245 +38,311 @@ FIGURES = (
     "compression_ratio",
     "speedup_torch",
 )
+METRICS = (
+    "macro_f1",
+    *POSITIVE_METRICS,
+    "delta_macro_f1",
+    "delta_macro_f1_low",
+    "delta_macro_f1_high",
+)
 
-DIFFERENCES = ("delta_macro_f1", "delta_macro_f1_low", "delta_macro_f1_high")
+MAX_TEXT_CHARACTERS = 600  # longer texts are cut
+NUM_EXAMPLES = 12
 
-MOST_CHARACTERS = 600  # of a text that the page shows
+Row = dict[str, Any]
+AuditLines = list[tuple[str, str, str]]  # finding, count, consequence
 
 
-def check_complete(directory: str, rows: list[dict[str, Any]]) -> None:
-    """Refuse results that a page cannot be made of: rows missing, or figures that are no positive numbers."""
-    missing = {"linear", "teacher"} - {str(row.get("stage")) for row in rows}
+def check_complete(directory: str, rows: list[Row]) -> None:
+    """UserError if a page cannot show the results: rows are missing, or metrics are not numbers."""
+    stages = {str(row.get("stage")) for row in rows}
+    missing = sorted({"linear", "teacher"} - stages)
+    prefix = f"{directory} contains a {RESULTS}.json, but"
     if missing:
-        raise UserError(
-            f"{directory} holds a {RESULTS}.json, but without a row {' and '.join(sorted(missing))}"
-        )
+        raise UserError(f"{prefix} without a row {' and '.join(missing)}")
     for row in headline_rows(rows):
-        if not (isinstance(row.get("stage"), str) and isinstance(row.get("parent"), str)):
-            raise UserError(
-                f"{directory} holds a {RESULTS}.json, but a row without its stage or parent"
-            )
-        for name in (*FIGURES, *DIFFERENCES):
-            value = row.get(name)
-            if (
-                not isinstance(value, int | float)
-                or not math.isfinite(value)
-                or (name in FIGURES[1:] and value <= 0)
-            ):
+        if not isinstance(row.get("stage"), str) or not isinstance(row.get("parent"), str):
+            raise UserError(f"{prefix} a row lacks its stage or parent")
+        for name in METRICS:
+            if not is_valid_metric(name, row.get(name)):
                 raise UserError(
-                    f"{directory} holds a {RESULTS}.json, but {name} of {row['stage']} is {value}, "
-                    "no figure"
+                    f"{prefix} {name} of {row['stage']} is {row.get(name)}, not a number"
                 )
 
 
-def trained_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The headline rows without those whose head is trained later."""
+def is_valid_metric(name: str, value: Any) -> bool:
+    """Whether a metric is a finite number, and positive if it must be."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return value > 0 or name not in POSITIVE_METRICS
+
+
+def trained_rows(rows: list[Row]) -> list[Row]:
+    """The headline rows without those whose head is trained by a later stage."""
     rows = headline_rows(rows)
     has_student = any(row["stage"] == "student" for row in rows)
-    return [row for row in rows if not (has_student and row["stage"] in UNTRAINED_STAGES)]
+    if not has_student:
+        return rows
+    return [row for row in rows if row["stage"] not in UNTRAINED_STAGES]
 
 
-def summed_confusion(rows: list[dict[str, Any]], stage: str) -> list:
-    """The confusion counts of a stage, those of all repeats added up."""
+def count_repeats(rows: list[Row]) -> int:
+    """How often the run was repeated, 0 if it was not."""
+    names = {row["repeat"] for row in rows if "repeat" in row}
+    return len(names - {"mean"})
+
+
+def summed_confusion(rows: list[Row], stage: str) -> list:
+    """The confusion counts of a stage, summed over repeats."""
     import numpy as np
 
-    return np.sum(
-        [row["confusion"] for row in rows if row["stage"] == stage and row.get("repeat") != "mean"],
-        axis=0,
-    ).tolist()
+    counts = []
+    for row in rows:
+        if row["stage"] == stage and row.get("repeat") != "mean":
+            counts.append(row["confusion"])
+    return np.sum(counts, axis=0).tolist()
 
 
-def training_histories(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Row -> how its stage was trained, epoch by epoch, where it was."""
-    kept = {row["stage"]: Path(row["directory"]) / HISTORY for row in rows}
-    return {
-        stage: json.loads(path.read_text(encoding="utf-8"))
-        for stage, path in kept.items()
-        if path.is_file()
-    }
+def training_histories(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Stage -> its metrics by epoch, for the rows whose stage trained a model."""
+    histories = {}
+    for row in rows:
+        path = Path(row["directory"]) / HISTORY_NAME
+        if path.is_file():
+            histories[row["stage"]] = json.loads(path.read_text(encoding="utf-8"))
+    return histories
 
 
-def decision_text(scores: Any, widest: int, labels: list[str], multi_label: bool) -> str:
-    """What probabilities [labels] decide: the class and its own; or all labels, and the probability of `widest`."""
-    if not multi_label:
-        return f"{labels[scores.argmax()]} ({scores.max():.2f})"
-    return f"{label_names(scores > 0.5, labels)} ({labels[widest]} {scores[widest]:.2f})"
+def prediction_text(
+    probabilities: Any, widest: int, labels: list[str], *, multi_label: bool
+) -> str:
+    """The prediction that probabilities [labels] give.
+
+    Single-label: the class with its probability. Multi-label: all predicted labels, and the
+    probability of the label with index `widest`.
+    """
+    if multi_label:
+        names = label_names(probabilities > 0.5, labels)
+        return f"{names} ({labels[widest]} {probabilities[widest]:.2f})"
+    return f"{labels[probabilities.argmax()]} ({probabilities.max():.2f})"
 
 
 def label_names(flags: Any, labels: list[str]) -> str:
-    """The labels that hold."""
-    return ", ".join(label for label, flag in zip(labels, flags, strict=True) if flag) or "none"
+    """The names of the labels whose flag is set, or `none`."""
+    names = [label for label, flag in zip(labels, flags, strict=True) if flag]
+    return ", ".join(names) or "none"
 
 
 def disagreements(
-    folder: Path, final: str, labels: list[str], multi_label: bool, most: int = 12
+    directory: Path,
+    final: str,
+    labels: list[str],
+    *,
+    multi_label: bool,
+    limit: int = NUM_EXAMPLES,
 ) -> list[dict[str, str]]:
-    """The test texts of the run in `folder` for which a probability of the final model is furthest from the teacher's,
-    the widest gap first: `text`, the `true` label, and what `teacher` and `final` decide."""
-    import numpy as np
-    import pyarrow.parquet as pq
+    """The test texts with the largest difference in a probability between teacher and final model.
 
-    predicted = [
-        pq.read_table(folder / "predictions" / f"{name}.parquet") for name in ("teacher", final)
-    ]
-    test = pq.read_table(folder / "splits" / "test.parquet", columns=["id", "text", "label"])
-    assert all(one["id"].equals(test["id"]) for one in predicted)
-    scores = [
-        one["probabilities"].combine_chunks().flatten().to_numpy().reshape(len(test), -1)
-        for one in predicted
-    ]
-    gaps = np.abs(scores[0] - scores[1])
-    chosen = np.argsort(-gaps.max(axis=1), kind="stable")[:most]
-    found = []
-    for row, one in zip(chosen, test.take(chosen).to_pylist(), strict=True):
-        cut = (
-            f" [... of {len(one['text'])} characters]" if len(one["text"]) > MOST_CHARACTERS else ""
-        )
-        decided = [
-            decision_text(side[row], gaps[row].argmax(), labels, multi_label) for side in scores
-        ]
-        true = label_names(one["label"], labels) if multi_label else labels[one["label"]]
-        found.append(
+    In descending order of the difference: `text`, the `true` label, and the predictions of
+    `teacher` and `final`. `directory` contains the predictions and splits of the run.
+    """
+    import numpy as np
+
+    teacher_table = read_predictions(directory, "teacher")
+    final_table = read_predictions(directory, final)
+    test = read_test_split(directory)
+    assert teacher_table["id"].equals(test["id"])
+    assert final_table["id"].equals(test["id"])
+    teacher_probabilities = probability_matrix(teacher_table)
+    final_probabilities = probability_matrix(final_table)
+    gaps = np.abs(teacher_probabilities - final_probabilities)
+    chosen = np.argsort(-gaps.max(axis=1), kind="stable")[:limit]
+    examples = []
+    for index, row in zip(chosen, test.take(chosen).to_pylist(), strict=True):
+        widest = int(gaps[index].argmax())
+        true = label_names(row["label"], labels) if multi_label else labels[row["label"]]
+        examples.append(
             {
-                "text": one["text"][:MOST_CHARACTERS] + cut,
+                "text": shortened(row["text"]),
                 "true": true,
-                "teacher": decided[0],
-                "final": decided[1],
+                "teacher": prediction_text(
+                    teacher_probabilities[index], widest, labels, multi_label=multi_label
+                ),
+                "final": prediction_text(
+                    final_probabilities[index], widest, labels, multi_label=multi_label
+                ),
             }
         )
-    return found
+    return examples
+
+
+def read_predictions(directory: Path, stage: str) -> Any:
+    """The predictions of a stage on the test split, as an Arrow table."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(directory / "predictions" / f"{stage}.parquet")
+
+
+def read_test_split(directory: Path) -> Any:
+    """Id, text and label of the test split, as an Arrow table."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(directory / "splits" / "test.parquet", columns=["id", "text", "label"])
+
+
+def probability_matrix(table: Any) -> Any:
+    """The probabilities of an Arrow table of predictions as an array [rows, labels]."""
+    return table["probabilities"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+
+def shortened(text: str) -> str:
+    """A text of at most MAX_TEXT_CHARACTERS, with a note if it was cut."""
+    if len(text) <= MAX_TEXT_CHARACTERS:
+        return text
+    return f"{text[:MAX_TEXT_CHARACTERS]} [... of {len(text)} characters]"
 
 
 def value_text(value: Any) -> str:
-    """A value of the options or the machine as text."""
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, list)
-        else "none"
-        if value is None
-        else str(value)
-    )
+    """A value of the options or of the machine as text."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
-def run_page(
-    document: dict[str, Any], audit: list[tuple[str, str, str]], with_examples: bool
-) -> str:
-    """The page of one run: what `results_final.json` holds, and what lies in the folders that its rows name."""
+def environment_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Sizes of the splits, machine and library versions, as names and values."""
+    facts = []
+    for section in ("split_rows", "machine", "versions"):
+        for name, value in document[section].items():
+            facts.append((name.replace("_", " "), value_text(value)))
+    return facts
+
+
+def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool) -> str:
+    """The page of one run.
+
+    `document` is its `results_final.json`; histories and predictions are read from the directories
+    that the rows name.
+    """
     from reporting import html
 
-    rows, labels = document["rows"], document["labels"]
+    rows = document["rows"]
+    labels = document["labels"]
     multi_label = document["problem_type"] == "multi_label_classification"
-    shown, final = headline_rows(rows), final_row(rows)["stage"]
+    shown = headline_rows(rows)
+    trained = trained_rows(rows)
+    final = final_row(rows)["stage"]
     teacher = next(row for row in shown if row["stage"] == "teacher")
-    repeated = len(dict.fromkeys(row["repeat"] for row in rows)) - 1 if "repeat" in teacher else 0
-    first = f" Of the first repeat, {document['shipped']}." if repeated else ""
-    confusions = [
-        (stage, summed_confusion(rows, stage)) for stage in dict.fromkeys(("teacher", final))
-    ]
-    head, lines = html.label_confusion_table(labels, confusions) if multi_label else ([], [])
+    shipped_rows = rows_of_repeat(rows, document["shipped"])
+    notes = warnings_of(rows) + rejection_notes(shipped_rows, document["config"]["max_f1_drop"])
+    confusions = {}
+    for stage in ("teacher", final):
+        confusions[stage] = summed_confusion(rows, stage)
+    label_confusions = html.label_confusion_table(labels, confusions) if multi_label else None
     examples = None
     if with_examples and final != "teacher":
-        examples = disagreements(Path(teacher["directory"]).parent, final, labels, multi_label)
+        run_directory = Path(teacher["directory"]).parent
+        examples = disagreements(run_directory, final, labels, multi_label=multi_label)
+    options = []
+    for name, value in document["config"].items():
+        if value is not None:
+            options.append((f"--{name}", value_text(value)))
     return html.render(
-        "run",
+        "run.html",
         title=document["experiment"],
+        document=document,
         verdict=verdict(rows),
-        cells=table_cells(rows),
+        notes=notes,
+        repeats=count_repeats(rows),
+        table=table_cells(rows),
         final=final,
-        labels=labels,
-        notes=warnings_of(rows)
-        + rejection_notes(
-            rows_of_repeat(rows, document["shipped"]), document["config"]["max_f1_drop"]
-        ),
-        means=f"Means of {repeated} repeats. " if repeated else "",
-        first=first,
-        trade_offs=html.trade_offs({row["stage"]: row for row in trained_rows(rows)}),
+        trade_offs=html.trade_off_plots({row["stage"]: row for row in trained}),
+        untrained=[row["stage"] for row in shown if row not in trained],
         bars=html.bar_rows(shown),
-        untrained=[row["stage"] for row in shown if row not in trained_rows(rows)],
-        curves=html.training_curves(training_histories(shown)),
-        multi_label=multi_label,
+        curves=html.training_plots(training_histories(shown)),
         confusions=confusions,
-        confusion_head=head,
-        confusion_lines=lines,
-        added=", all repeats added up" if repeated else "",
+        label_confusions=label_confusions,
         examples=examples,
         audit=audit,
-        command=document["command"],
-        facts=[
-            (name.replace("_", " "), value_text(value))
-            for about in ("split_rows", "machine", "versions")
-            for name, value in document[about].items()
-        ],
-        options=[
-            (f"--{name}", value_text(value))
-            for name, value in document["config"].items()
-            if value is not None
-        ],
+        facts=environment_facts(document),
+        options=options,
     )
 
 
-def write_page(
-    directory: Path, audit: list[tuple[str, str, str]], with_examples: bool = True
-) -> None:
-    """`report.html` beside the results of a run; `audit` are the lines of what was found in the data."""
-    text = run_page(read_results(directory), audit, with_examples)
+def write_page(directory: Path, audit: AuditLines, *, with_examples: bool = True) -> None:
+    """Write `report.html` beside the results of a run; `audit` are the lines of the data audit."""
+    text = run_page(read_results(directory), audit, with_examples=with_examples)
     (directory / PAGE_NAME).write_text(text, encoding="utf-8")
 
 
-def comparison_page(directories: list[str]) -> str:
-    """One page of the runs in these folders; tables of ablations, which repeat runs, are passed over."""
-    from reporting import html
+def read_runs(directories: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and results document of each run; UserError if one cannot be shown.
 
-    runs_alone = [
-        one for one in directories if not (Path(one) / f"{ABLATION}.json").is_file()
-    ] or directories
-    documents = {directory: read_results(directory) for directory in dict.fromkeys(runs_alone)}
+    A run is named after its experiment, or its directory if several have the same experiment name.
+    Directories of ablations are ignored, because they repeat the rows of other runs, unless there
+    is nothing else.
+    """
+    runs = [name for name in directories if not (Path(name) / f"{ABLATION}.json").is_file()]
+    documents = {name: read_results(name) for name in runs or directories}
     for directory, document in documents.items():
         check_complete(directory, document["rows"])
-    own = [document.get("experiment") for document in documents.values()]
-    names = [
-        str(name) if name and own.count(name) == 1 else directory
-        for directory, name in zip(documents, own, strict=True)
-    ]
-    runs, groups = [], {}
-    for name, document in zip(names, documents.values(), strict=True):
+    experiments = [document.get("experiment") for document in documents.values()]
+    named = []
+    for directory, document in documents.items():
+        experiment = document.get("experiment")
+        is_unique = experiment and experiments.count(experiment) == 1
+        named.append((str(experiment) if is_unique else directory, document))
+    return named
+
+
+def comparison_page(directories: list[str]) -> str:
+    """One page about the runs in these directories; UserError if one cannot be shown."""
+    from reporting import html
+
+    runs = []
+    rows_by_dataset: dict[str, dict[str, Row]] = {}
+    for name, document in read_runs(directories):
         rows = document["rows"]
+        _, final_cells = table_cells([final_row(rows)])
         runs.append(
             {
                 "name": name,
-                "cells": table_cells([final_row(rows)])[1],
+                "cells": final_cells,
                 "verdict": verdict(rows),
                 "notes": warnings_of(rows),
             }
         )
-        points = groups.setdefault(value_text(document.get("config", {}).get("dataset_path")), {})
-        points |= {f"{name} {row['stage']}": row for row in trained_rows(rows)}
-    drawn = [
-        {
-            "data": data,
-            "trade_offs": html.trade_offs(points, f"-{number}", only_front=True),
-            "best": html.front_rows(points),
-        }
-        for number, (data, points) in enumerate(groups.items())
-    ]
+        dataset = value_text(document.get("config", {}).get("dataset_path"))
+        group = rows_by_dataset.setdefault(dataset, {})
+        for row in trained_rows(rows):
+            group[f"{name} {row['stage']}"] = row
+    groups = []
+    for number, (dataset, rows) in enumerate(rows_by_dataset.items()):
+        groups.append(
+            {
+                "dataset": dataset,
+                "trade_offs": html.trade_off_plots(rows, f"-{number}", only_front=True),
+                "front": html.front_table(rows),
+            }
+        )
+    notes = []
+    if len(groups) > 1:
+        datasets = ", ".join(rows_by_dataset)
+        notes.append(f"these runs use different data sets, with separate plots: {datasets}")
     return html.render(
-        "comparison",
-        title="Runs compared",
+        "comparison.html",
+        title="Comparison of runs",
         runs=runs,
-        head=["Run", "Form", *(heading for heading, _ in COLUMNS[1:])],
-        notes=[f"these runs are of different data, each with plots of its own: {', '.join(groups)}"]
-        if len(groups) > 1
-        else [],
-        groups=drawn,
+        headings=["Run", "Format", *(column.heading for column in RUN_COLUMNS[1:])],
+        notes=notes,
+        groups=groups,
     )
 
 
 def write_comparison(directories: list[str], file: Path) -> None:
-    """`comparison_page` as a file that is whole or absent."""
-    if not file.parent.is_dir() or file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--html is {file}, but must be a file in a folder that is there and can be written to"
-        )
-    text, partial = comparison_page(directories), file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    """Write `comparison_page` to a file, atomically."""
+    directory = file.parent
+    is_writable = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
+    if file.is_dir() or not is_writable:
+        raise UserError(f"--html is {file}, but must be a file in an existing, writable directory")
+    atomic_write(file, comparison_page(directories))

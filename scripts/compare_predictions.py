@@ -1,50 +1,73 @@
-"""Macro-F1 of predictions against others on the same rows, in pairs.
+"""Compare the macro-F1 of predictions with that of baseline predictions on the same rows.
 
-`python scripts/compare_predictions.py --of A.parquet [..] --against B.parquet [..]`, as many of one as of the other: a
-pair for each repeat, files as they lie in `models/<name>/predictions/`. Prints each difference in points with its 95 %
-paired bootstrap interval, and the mean over repeats with Nadeau and Bengio's.
+`python scripts/compare_predictions.py --of A.parquet [...] --against B.parquet [...]`. Both lists
+have the same length, one pair per repeat; the files are in `models/<name>/predictions/`. Prints the
+difference of each pair in points with its 95 % paired bootstrap interval, and the mean over repeats
+with Nadeau and Bengio's interval.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from evaluation import decide
-from metrics import interval_of_mean, macro_f1, paired_bootstrap
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's directory
+
+from metrics import interval_of_mean, macro_f1, paired_bootstrap  # noqa: E402
+from task import decide  # noqa: E402
 
 
-def read(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, labels and decisions of the rows."""
+class Predictions(NamedTuple):
+    """The rows of one file: ids [rows], labels and decisions [rows] or [rows, labels]."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    decisions: np.ndarray
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels or classes."""
+        if self.labels.ndim == 2:
+            return self.labels.shape[1]
+        return int(self.labels.max()) + 1
+
+
+def read_predictions(path: str) -> Predictions:
+    """A Parquet file that a run wrote."""
     rows = pd.read_parquet(path)
     labels = np.stack(rows["label"])
-    return rows["id"].to_numpy(), labels, decide(np.stack(rows["logits"]), labels.ndim == 2)
+    multi_label = labels.ndim == 2
+    return Predictions(rows["id"].to_numpy(), labels, decide(np.stack(rows["logits"]), multi_label))
 
 
-def difference(path: str, other: str) -> float:
-    """Print one pair; its difference as a fraction."""
-    (ids, labels, decisions), (other_ids, _, reference) = read(path), read(other)
-    if not np.array_equal(ids, other_ids):
-        raise SystemExit(f"{path} and {other} hold other rows")
-    count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    found = paired_bootstrap(labels, decisions, reference, count, seed=0)
-    low, high = (100 * found[f"delta_macro_f1_{end}"] for end in ("low", "high"))
-    print(
-        f"{macro_f1(labels, decisions):.4f} against {macro_f1(labels, reference):.4f}: "
-        f"{100 * found['delta_macro_f1']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+def compare_pair(path: str, baseline_path: str) -> float:
+    """Print the comparison of one pair; the difference of macro-F1 as a fraction."""
+    model = read_predictions(path)
+    baseline = read_predictions(baseline_path)
+    if not np.array_equal(model.ids, baseline.ids):
+        raise SystemExit(f"{path} and {baseline_path} have different rows")
+    delta = paired_bootstrap(
+        model.labels, model.decisions, baseline.decisions, model.num_labels, seed=0
     )
-    return found["delta_macro_f1"]
+    low = 100 * delta["delta_macro_f1_low"]
+    high = 100 * delta["delta_macro_f1_high"]
+    print(
+        f"{macro_f1(model.labels, model.decisions):.4f} against "
+        f"{macro_f1(model.labels, baseline.decisions):.4f}: "
+        f"{100 * delta['delta_macro_f1']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    )
+    return delta["delta_macro_f1"]
 
 
-def main() -> None:
-    """Compare every pair."""
+def main(argv: list[str] | None = None) -> None:
+    """Compare every pair, then print the mean."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--of", nargs="+", required=True, metavar="PARQUET", help="predictions")
     parser.add_argument(
-        "--against", nargs="+", required=True, metavar="PARQUET", help="what they are compared with"
+        "--against", nargs="+", required=True, metavar="PARQUET", help="baseline predictions"
     )
     parser.add_argument(
         "--test_share",
@@ -52,12 +75,19 @@ def main() -> None:
         default=0.2 / 0.7,
         help="test rows / training rows (default: 2/7)",
     )
-    options = parser.parse_args()
-    found = [difference(*pair) for pair in zip(options.of, options.against, strict=True)]
-    mean, _, low, high = interval_of_mean(found, options.test_share)
+    options = parser.parse_args(argv)
+    if len(options.of) != len(options.against):
+        parser.error(
+            f"--of has {len(options.of)} files and --against {len(options.against)}, but they must "
+            "have the same number"
+        )
+    deltas = []
+    for path, baseline_path in zip(options.of, options.against, strict=True):
+        deltas.append(compare_pair(path, baseline_path))
+    mean, _, low, high = interval_of_mean(deltas, options.test_share)
     if low is not None:
         print(
-            f"mean of {len(found)}: {100 * mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+            f"mean of {len(deltas)}: {100 * mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
         )
 
 

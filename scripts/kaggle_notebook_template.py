@@ -1,18 +1,20 @@
 # %% [markdown]
 # # Compress a text classifier
 #
-# Attach as inputs (`Add Input`): the project's folder, a labelled file, and the teacher's model folder, for which with
-# internet a name in the first cell does too. Then run all cells: they say first what they found, and last they show the
-# report. Everything lies in `/kaggle/working`.
+# Attach as inputs (`Add Input`): the project's folder, a labelled file, and the folder of the
+# teacher's model (with internet, you can also set its name in the first cell). Then run all cells.
+# They first print which inputs were detected, and finally show the report. All outputs are in
+# `/kaggle/working`.
 #
-# - **GPU**: `T4 x2` is used whole, in fp16. One GPU or none works too.
-# - **Several candidates** are never guessed among: you are told which there are, and what to set in the first cell.
-# - **A later session**: attach this notebook's output, and what is finished there is not made again.
-# - **Without internet**: attach the teacher, and a dataset of the packages, made where there is internet by
-#   `pip download --no-deps -r requirements-kaggle.txt`.
+# - **GPU**: `T4 x2` uses both GPUs, in fp16. One GPU or none works too.
+# - **Several candidates**: the notebook never guesses. It lists them and asks you to set one in the
+#   first cell.
+# - **A later session**: attach the output of this notebook, and its finished stages are reused.
+# - **Without internet**: attach the teacher, and a dataset of the packages. Create the dataset with
+#   internet by `pip download --no-deps -r requirements-kaggle.txt`.
 
 # %%
-"""Find out what is here and which inputs are meant, run the pipeline, show its report."""
+"""Detect the inputs, run the pipeline, show its report."""
 
 import html
 import os
@@ -29,23 +31,26 @@ from urllib.parse import urlsplit
 
 import torch
 
-SETTINGS = {  # an environment variable of the same name wins; what is empty is found among the inputs
+SETTINGS = {  # an environment variable of the same name takes precedence; empty ones are detected
     "PROJECT_DIR": "",  # folder with main.py
     "DATASET_PATH": "",  # labelled file
-    "TEACHER_PATH": "",  # model folder, hub name (with internet), or scratch:4x256, which needs neither
-    "STUDENT_PATH": "",  # the same, or teacher:2; unset, it is two layers of the teacher
+    "TEACHER_PATH": "",  # model folder, hub name (with internet), or scratch:4x256 (needs neither)
+    "STUDENT_PATH": "",  # the same, or teacher:2; empty: two layers of the teacher
     "REUSE": "",  # folder of an earlier session's models
-    "EXTRA_ARGS": "",  # any other options of main.py, such as: --quant_method dynamic --epochs 3
+    "EXTRA_ARGS": "",  # other options of main.py, such as: --quant_method dynamic --epochs 3
     "INPUTS_DIR": "/kaggle/input",
     "OUTPUT_DIR": ".",
 }
-SETTINGS = {name: os.environ.get(name) or value for name, value in SETTINGS.items()}
-INPUTS, OUTPUT = Path(SETTINGS["INPUTS_DIR"]), Path(SETTINGS["OUTPUT_DIR"])
-IN_NOTEBOOK, ON_KAGGLE = "get_ipython" in globals(), "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+for name in SETTINGS:
+    SETTINGS[name] = os.environ.get(name) or SETTINGS[name]
+INPUTS = Path(SETTINGS["INPUTS_DIR"])
+OUTPUT = Path(SETTINGS["OUTPUT_DIR"])
+IN_NOTEBOOK = "get_ipython" in globals()
+ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 
 
 class Stop(Exception if IN_NOTEBOOK else SystemExit):
-    """Ends the run with its message alone: neither a notebook nor a shell shows a traceback of it."""
+    """Ends the run with a message and without a traceback, in a notebook and in a shell."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
@@ -53,7 +58,11 @@ class Stop(Exception if IN_NOTEBOOK else SystemExit):
 
 # %%
 def is_online() -> bool:
-    """Whether the hub's host answers."""
+    """Whether the host of the Hugging Face Hub answers.
+
+    encoders/start.py has the same check, but this cell runs before the project is on the path and
+    before its packages are installed.
+    """
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
         socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
@@ -62,225 +71,250 @@ def is_online() -> bool:
     return True
 
 
-FILES = sorted(Path(folder, name) for folder, _, names in os.walk(INPUTS) for name in names)
+FILES = []
+for folder, _, names in os.walk(INPUTS):
+    FILES += [Path(folder, name) for name in names]
+FILES.sort()
+INPUT_NAMES = sorted({path.relative_to(INPUTS).parts[0] for path in FILES})
 GPUS = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 ONLINE = is_online()
 print("GPUs:    ", f"{len(GPUS)}, {' and '.join(GPUS)}" if GPUS else "none")
 print("internet:", "yes" if ONLINE else "no")
-print(
-    "inputs:  ",
-    ", ".join(sorted({path.relative_to(INPUTS).parts[0] for path in FILES})) or f"none in {INPUTS}",
-)
+print("inputs:  ", ", ".join(INPUT_NAMES) or f"none in {INPUTS}")
 print("torch:   ", torch.__version__, flush=True)
 
 # %%
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-LABELLED = (".parquet", *(kind + packed for kind in TABLES for packed in ("", ".gz", ".zst")))
+GZIPPED = tuple(f"{suffix}.gz" for suffix in TABLES)
+ZSTD_COMPRESSED = tuple(f"{suffix}.zst" for suffix in TABLES)
+LABELLED = (".parquet", *TABLES, *GZIPPED, *ZSTD_COMPRESSED)
 PROBLEMS: list[str] = []
 
 
 def outside(folders: Iterable[Path], paths: Iterable[Path]) -> list[Path]:
-    """The paths that lie in none of the folders, each once."""
-    return sorted({path for path in paths if not {path, *path.parents} & {*folders}})
+    """The distinct paths that are neither one of the folders nor in one."""
+    excluded = set(folders)
+    return sorted({path for path in paths if not {path, *path.parents} & excluded})
 
 
-def chosen(name: str, what: str, found: list[Path], missing: str = "") -> str:
-    """The setting, else the only candidate; several are a problem, and so is none where `missing` says why."""
-    if SETTINGS[name] or len(found) == 1:
-        return SETTINGS[name] or str(found[0])
-    if found:
-        several = f"several {what} are attached; set {name} in the first cell to one of them:"
-        PROBLEMS.append("\n    ".join([several, *map(str, found)]))
+def choose(name: str, plural: str, candidates: list[Path], missing: str = "") -> str:
+    """The setting if it is set, else the only candidate, else "".
+
+    Several candidates are a problem. So is none, if `missing` describes what to attach.
+    """
+    if SETTINGS[name]:
+        return SETTINGS[name]
+    if len(candidates) == 1:
+        return str(candidates[0])
+    if candidates:
+        lines = [f"several {plural} are attached; set {name} in the first cell to one of them:"]
+        PROBLEMS.append("\n    ".join([*lines, *map(str, candidates)]))
     elif missing:
         PROBLEMS.append(missing)
     return ""
 
 
 def find_project() -> str:
-    """The folder with main.py: as set, this folder or one above it, or an input."""
-    here = [
-        folder
-        for folder in (Path.cwd(), *Path.cwd().parents)
-        if (folder / "compression_config.py").is_file()
-    ]
-    return chosen(
+    """The folder with main.py: as set, the working directory or a parent of it, or an input."""
+    candidates = ATTACHED_PROJECTS
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "compression_config.py").is_file():
+            candidates = [folder]
+            break
+    return choose(
         "PROJECT_DIR",
         "copies of the project",
-        here[:1] or ATTACHED_PROJECTS,
+        candidates,
         "the project: upload its folder, with main.py and compression_config.py, as a dataset",
     )
 
 
-def find_inputs() -> tuple[str, str, str]:
-    """The labelled file, the teacher and where models of earlier sessions lie; empty where there is none to find."""
-    earlier = {
-        path.parents[1]
-        for path in FILES
-        if path.name == "config.yaml" and path.parents[1].name == "models"
-    }
-    known = {
-        *(models if models.parent == INPUTS else models.parent for models in earlier),
-        *ATTACHED_PROJECTS,
-    }
-    models = outside(
-        known,
-        (
-            path.parent
-            for path in FILES
-            if path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
-        ),
-    )
-    labelled = outside(
-        {*known, *models}, (path for path in FILES if path.name.lower().endswith(LABELLED))
-    )
-    no_file = f"a labelled file, such as a CSV: upload it as a dataset. To try things out, set DATASET_PATH to {SAMPLE}"
-    no_teacher = (
-        "a teacher: a folder with config.json, *.safetensors (not pytorch_model.bin) and a tokenizer, from "
-        "Models or as a dataset. To do without, set TEACHER_PATH to scratch:4x256"
-    )
-    return (
-        chosen("DATASET_PATH", "labelled files", labelled, "" if ONLINE else no_file),
-        chosen("TEACHER_PATH", "models", models, "" if ONLINE else no_teacher),
-        SETTINGS["REUSE"] or (os.path.commonpath(earlier) if earlier else ""),
-    )
+def find_earlier_models() -> set[Path]:
+    """The folders `models` that earlier sessions wrote."""
+    folders = set()
+    for path in FILES:
+        models = path.parents[1]
+        if path.name == "config.yaml" and models.name == "models":
+            folders.add(models)
+    return folders
 
 
-def installed(name: str) -> str:
-    """The version of a package; empty where it is not installed."""
+def find_outputs(earlier_models: set[Path]) -> set[Path]:
+    """The folders whose files are no inputs: outputs of earlier sessions, and the project."""
+    folders = set(ATTACHED_PROJECTS)
+    for models in earlier_models:
+        folders.add(models if models.parent == INPUTS else models.parent)
+    return folders
+
+
+def find_model_folders() -> list[Path]:
+    """The folders with a config and safetensors weights."""
+    folders = [path.parent for path in FILES if path.suffix == ".safetensors"]
+    return [folder for folder in folders if (folder / "config.json").is_file()]
+
+
+def choose_dataset(candidates: list[Path]) -> str:
+    """The labelled file; "" for the project's sample, which is used only with internet."""
+    missing = (
+        "a labelled file, such as a CSV: upload it as a dataset. To try the notebook, set "
+        f"DATASET_PATH to {SAMPLE}"
+    )
+    return choose("DATASET_PATH", "labelled files", candidates, "" if ONLINE else missing)
+
+
+def choose_teacher(candidates: list[Path]) -> str:
+    """The teacher; "" for one with random weights, which is used only with internet."""
+    missing = (
+        "a teacher: a folder with config.json, *.safetensors (not pytorch_model.bin) and a "
+        "tokenizer, from Models or as a dataset. If you have none, set TEACHER_PATH to "
+        "scratch:4x256"
+    )
+    return choose("TEACHER_PATH", "models", candidates, "" if ONLINE else missing)
+
+
+def choose_reuse(earlier_models: set[Path]) -> str:
+    """The folder that contains the models of all earlier sessions; "" if there are none."""
+    if SETTINGS["REUSE"] or not earlier_models:
+        return SETTINGS["REUSE"]
+    return os.path.commonpath(earlier_models)
+
+
+def installed_version(package: str) -> str:
+    """The version of a package; "" if it is not installed."""
     try:
-        return version(name)
+        return version(package)
     except PackageNotFoundError:
         return ""
 
 
-def find_pins(project: str) -> list[str]:
-    """The pins that this Kaggle image does not meet; elsewhere packages are the user's own business."""
+def find_unmet_pins(project: str) -> list[str]:
+    """The pins that this Kaggle image does not meet. Elsewhere, packages are not checked."""
     file = Path(project, "requirements-kaggle.txt")
-    pins = file.read_text().splitlines() if ON_KAGGLE and file.is_file() else []
-    unmet = [
-        pin for pin in pins if "==" in pin and installed(pin.split("==")[0]) != pin.split("==")[1]
-    ]
-    if unmet and not ONLINE and not WHEELS:
+    if not ON_KAGGLE or not file.is_file():
+        return []
+    unmet = []
+    for line in file.read_text().splitlines():
+        package, separator, pinned = line.partition("==")
+        if separator and installed_version(package) != pinned:
+            unmet.append(line)
+    if unmet and not ONLINE and not WHEEL_FOLDERS:
         PROBLEMS.append(
-            "the packages: a dataset of what `pip download --no-deps -r requirements-kaggle.txt` fetches "
-            f"where there is internet; this image lacks {', '.join(unmet)}"
+            "the packages: a dataset of the files that `pip download --no-deps -r "
+            "requirements-kaggle.txt` downloads with internet; this image lacks "
+            f"{', '.join(unmet)}"
         )
     return unmet
 
 
 ATTACHED_PROJECTS = [path.parent for path in FILES if path.name == "compression_config.py"]
-WHEELS = sorted({str(path.parent) for path in FILES if path.suffix == ".whl"})
+WHEEL_FOLDERS = sorted({str(path.parent) for path in FILES if path.suffix == ".whl"})
 PROJECT = find_project()
 if PROJECT and not Path(PROJECT, "main.py").is_file():
-    PROBLEMS.append(f"the project: PROJECT_DIR is {PROJECT}, which holds no main.py")
+    PROBLEMS.append(f"the project: PROJECT_DIR is {PROJECT}, but must contain main.py")
 SAMPLE = str(Path(PROJECT, "data", "HateSpeech.csv"))
-DATASET, TEACHER, REUSE = find_inputs()
-UNMET = find_pins(PROJECT)
+EARLIER_MODELS = find_earlier_models()
+OUTPUTS = find_outputs(EARLIER_MODELS)
+MODEL_FOLDERS = outside(OUTPUTS, find_model_folders())
+LABELLED_FILES = [path for path in FILES if path.name.lower().endswith(LABELLED)]
+DATASET = choose_dataset(outside({*OUTPUTS, *MODEL_FOLDERS}, LABELLED_FILES))
+TEACHER = choose_teacher(MODEL_FOLDERS)
+REUSE = choose_reuse(EARLIER_MODELS)
+UNMET_PINS = find_unmet_pins(PROJECT)
 if PROBLEMS:
-    where = (
-        "in this notebook's inputs"
-        if ONLINE
-        else "in this notebook's inputs, and there is no internet"
+    internet = "" if ONLINE else ", and there is no internet"
+    heading = (
+        f"Something is missing or ambiguous in this notebook's inputs{internet}. Attach or choose, "
+        "then run all cells again:"
     )
-    raise Stop(
-        "\n- ".join(
-            [
-                f"Something is missing or in doubt {where}. Attach or choose, then run all cells again:",
-                *PROBLEMS,
-            ]
-        )
-    )
+    raise Stop("\n- ".join([heading, *PROBLEMS]))
 
 # %%
-# The rule: torch, numpy and pandas stay as the image built them for its GPUs. Everything else is installed at the
-# version that the tests ran with; pip holds the three in place, and stops where something does not fit beside them.
-KEPT = ("torch", "numpy", "pandas")
+# torch, numpy and pandas stay as the image built them for its GPUs. All other packages are
+# installed in the versions that the tests ran with. The constraints keep the three in place: pip
+# ends with an error if a package is incompatible with them.
+KEPT_PACKAGES = ("torch", "numpy", "pandas")
 
 
-def install_command(requirements: str, constraints: str) -> list[str]:
-    """pip's command line; without internet it takes the attached packages alone."""
-    offline = [] if ONLINE else ["--no-index", *(f"--find-links={folder}" for folder in WHEELS)]
-    return [sys.executable, "-m", "pip", "install", "-r", requirements, "-c", constraints, *offline]
+def install_command(requirements: Path, constraints: Path) -> list[str]:
+    """The command line of pip. Without internet it uses only the attached packages."""
+    command = [sys.executable, "-m", "pip", "install"]
+    command += ["-r", str(requirements), "-c", str(constraints)]
+    if not ONLINE:
+        command.append("--no-index")
+        command += [f"--find-links={folder}" for folder in WHEEL_FOLDERS]
+    return command
 
 
-if UNMET:
+def install(requirements: Path) -> None:
+    """Install the pins; Stop if they are incompatible with KEPT_PACKAGES."""
+    versions = {package: installed_version(package) for package in KEPT_PACKAGES}
+    lines = [f"{package}=={pinned}\n" for package, pinned in versions.items() if pinned]
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder, "kept.txt")
-        kept.write_text("".join(f"{name}=={installed(name)}\n" for name in KEPT if installed(name)))
-        print("installing", ", ".join(UNMET), flush=True)
-        command = install_command(str(Path(PROJECT, "requirements-kaggle.txt")), str(kept))
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+        constraints = Path(folder, "constraints.txt")
+        constraints.write_text("".join(lines))
+        command = install_command(requirements, constraints)
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
         raise Stop(
-            f"pip could not install them beside the image's torch, numpy and pandas:\n{done.stdout[-2000:]}"
-            f"{done.stderr[-2000:]}"
+            "pip could not install them beside the image's torch, numpy and pandas:\n"
+            f"{result.stdout[-2000:]}{result.stderr[-2000:]}"
         )
+
+
+if UNMET_PINS:
+    print("installing", ", ".join(UNMET_PINS), flush=True)
+    install(Path(PROJECT, "requirements-kaggle.txt"))
 
 
 # %%
 def launcher(processes: int) -> list[str]:
-    """What starts main.py: plain Python, or accelerate with one process a GPU; main.py chooses the precision."""
-    several = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        str(processes),
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    return [sys.executable, *(several if processes > 1 else [])]
+    """Plain Python, or accelerate with one process per GPU; main.py chooses the precision."""
+    if processes <= 1:
+        return [sys.executable]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return command
 
 
-ARGV = ["--dataset_path", DATASET or SAMPLE, "--output_dir", str(OUTPUT)]
-for flag, value in (
-    ("--teacher_path", TEACHER),
-    ("--student_path", SETTINGS["STUDENT_PATH"]),
-    ("--reuse", REUSE),
-):
-    ARGV += [flag, value] if value else []
-COMMAND = [
-    *launcher(len(GPUS)),
-    str(Path(PROJECT, "main.py")),
-    *ARGV,
-    *shlex.split(SETTINGS["EXTRA_ARGS"]),
-]
-print(
-    "data:    ",
-    DATASET or f"{SAMPLE}, the project's synthetic sample: no labelled file is attached",
-)
-print("teacher: ", TEACHER or "trained from scratch: none is attached, and TEACHER_PATH names none")
+COMMAND = [*launcher(len(GPUS)), str(Path(PROJECT, "main.py"))]
+COMMAND += ["--dataset_path", DATASET or SAMPLE, "--output_dir", str(OUTPUT)]
+OPTIONAL_FLAGS = {
+    "--teacher_path": TEACHER,
+    "--student_path": SETTINGS["STUDENT_PATH"],
+    "--reuse": REUSE,
+}
+for flag, value in OPTIONAL_FLAGS.items():
+    if value:
+        COMMAND += [flag, value]
+COMMAND += shlex.split(SETTINGS["EXTRA_ARGS"])
+print("data:    ", DATASET or f"{SAMPLE}, the project's synthetic sample (no file is attached)")
+print("teacher: ", TEACHER or "trained from scratch (none is attached or set)")
 print("earlier: ", REUSE or "none is attached")
 print("command: ", shlex.join(COMMAND), flush=True)
 START = time.time()
 CODE = subprocess.run(COMMAND).returncode
-PAGES = [
-    path for path in OUTPUT.glob("compressed_models/*/report.html") if path.stat().st_mtime >= START
-]
-if CODE and not PAGES:  # done, but a form was kept back, is 3, and among several processes 1
-    raise Stop(f"main.py ended with exit code {CODE}; its lines above say why")
+REPORTS = []
+for path in OUTPUT.glob("compressed_models/*/report.html"):
+    if path.stat().st_mtime >= START:
+        REPORTS.append(path)
+# A run whose quality gate rejected a format ends with 3, or 1 under accelerate, and has a report.
+if CODE and not REPORTS:
+    raise Stop(f"main.py ended with exit code {CODE}; its output above gives the reason")
 
 
 # %%
 def show(report: Path) -> None:
-    """The page, in a frame that keeps its styles to itself."""
+    """The page in a frame, so that its styles do not affect the notebook."""
     from IPython.display import HTML, display
 
     page = html.escape(report.read_text(encoding="utf-8"))
-    display(
-        HTML(
-            f'<div><iframe srcdoc="{page}" style="width: 100%; height: 900px; border: 0"></iframe></div>'
-        )
-    )
+    style = "width: 100%; height: 900px; border: 0"
+    display(HTML(f'<div><iframe srcdoc="{page}" style="{style}"></iframe></div>'))
 
 
-for REPORT in sorted(PAGES, key=lambda path: path.stat().st_mtime)[
-    -1:
-]:  # the last one is that of an ablation
+if REPORTS:
+    REPORT = max(REPORTS, key=lambda path: path.stat().st_mtime)  # of an ablation, its own page
     print("model and results:", REPORT.parent)
     if IN_NOTEBOOK:
         show(REPORT)

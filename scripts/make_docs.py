@@ -1,6 +1,9 @@
-"""Write what the docs and requirements-kaggle.txt repeat from the code: option tables, and pins without Kaggle's own.
+"""Write what the docs and requirements-kaggle.txt repeat from the code.
 
-With --check nothing is written: it exits with 1 and names the files that are stale.
+In every page of docs/, the option table between `<!-- options: TITLE -->` and `<!-- end -->` is the
+table of the group TITLE (one of `compression_config.GROUPS`). requirements-kaggle.txt is
+requirements.txt without the packages of Kaggle's image and those that only tests need. With --check
+nothing is written: the exit code is 1 if a file is stale.
 """
 
 import argparse
@@ -9,68 +12,78 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # a script has its own directory on the path, not the project's
 
-import compression_config  # noqa: E402
+from compression_config import GROUPS, option_table  # noqa: E402
 
-TABLE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end -->)", re.S)
-KAGGLE_HAS = {"torch", "numpy", "pandas"}
-ONLY_TESTS = {"pytest", "hypothesis", "jupytext", "nbclient", "ipykernel"}
-KAGGLE_HEADER = "# requirements.txt without what the image brings (torch, numpy, pandas) and what only tests need"
+TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end -->)", re.S)
+KAGGLE_PACKAGES = {"torch", "numpy", "pandas"}
+TEST_PACKAGES = {"pytest", "hypothesis", "jupytext", "nbclient", "ipykernel"}
+KAGGLE_HEADER = (
+    "# requirements.txt without what the image brings (torch, numpy, pandas) and what only tests "
+    "need"
+)
+
+
+def fill_table(marker: re.Match) -> str:
+    """The markers with the current table between them."""
+    start, title, end = marker.groups()
+    if title not in GROUPS:
+        raise SystemExit(
+            f"`<!-- options: {title} -->` is in a page, but must name one of {', '.join(GROUPS)}"
+        )
+    return f"{start}{option_table(title)}\n{end}"
 
 
 def with_tables(text: str) -> str:
-    """A page with each of its option tables as `option_table` gives it now."""
-    return TABLE.sub(
-        lambda found: (
-            found[1]
-            + compression_config.option_table(getattr(compression_config, found[2]))
-            + "\n"
-            + found[3]
-        ),
-        text,
-    )
+    """A page with the current option tables."""
+    return TABLE.sub(fill_table, text)
 
 
 def kaggle_requirements(requirements: str) -> str:
-    """The pins that a notebook which brings torch, numpy and pandas still needs."""
-    lines = [
-        line
-        for line in requirements.splitlines()
-        if line.split("==")[0] not in KAGGLE_HAS | ONLY_TESTS
-    ]
-    return "\n".join([KAGGLE_HEADER, *lines]) + "\n"
+    """The pins that a notebook needs if its image has torch, numpy and pandas."""
+    lines = [KAGGLE_HEADER]
+    for line in requirements.splitlines():
+        package = line.split("==")[0]
+        if package not in KAGGLE_PACKAGES | TEST_PACKAGES:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
-def generated() -> dict[Path, str]:
-    """Path -> what the file should hold."""
-    pages = {
-        path: with_tables(path.read_text(encoding="utf-8"))
-        for path in sorted((ROOT / "docs").glob("*.md"))
-    }
+def generated_files() -> dict[Path, str]:
+    """Path -> content."""
+    files = {}
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        files[path] = with_tables(path.read_text(encoding="utf-8"))
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    return pages | {ROOT / "requirements-kaggle.txt": kaggle_requirements(requirements)}
+    files[ROOT / "requirements-kaggle.txt"] = kaggle_requirements(requirements)
+    return files
+
+
+def is_stale(path: Path, content: str) -> bool:
+    """Whether a file is missing or differs from its content."""
+    return not path.is_file() or path.read_text(encoding="utf-8") != content
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write what is stale, or with --check only name it."""
+    """Write the stale files, or with --check only name them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if a file is stale"
     )
-    check = parser.parse_args(argv).check
-    stale = [
-        (path, text)
-        for path, text in generated().items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
-    for path, text in stale:
-        print(
-            f"{path.relative_to(ROOT)} {'is stale: run python scripts/make_docs.py' if check else 'written'}"
-        )
-        if not check:
-            path.write_text(text, encoding="utf-8")
-    return int(check and bool(stale))
+    options = parser.parse_args(argv)
+    exit_code = 0
+    for path, content in generated_files().items():
+        if not is_stale(path, content):
+            continue
+        name = path.relative_to(ROOT)
+        if options.check:
+            print(f"{name} is stale: run python scripts/make_docs.py")
+            exit_code = 1
+        else:
+            path.write_text(content, encoding="utf-8")
+            print(f"{name} written")
+    return exit_code
 
 
 if __name__ == "__main__":

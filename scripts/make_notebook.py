@@ -1,6 +1,6 @@
 """Convert the Kaggle template to a notebook: `python scripts/make_notebook.py [OUTPUT]`.
 
-Equal templates make equal files, to the byte.
+The same template always gives the same bytes.
 """
 
 import argparse
@@ -16,23 +16,23 @@ METADATA = {
 }
 
 
-def notebook(template: Path = TEMPLATE) -> str:
-    """A file in percent format as the JSON of a notebook; its cells are numbered, where jupytext draws their ids."""
-    found = jupytext.read(template)
-    found.metadata = METADATA
-    for number, cell in enumerate(found.cells):
+def to_notebook(template: Path = TEMPLATE) -> str:
+    """A file in percent format as notebook JSON. Cell ids are numbers: jupytext's are random."""
+    notebook = jupytext.read(template)
+    notebook.metadata = METADATA
+    for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
-    return jupytext.writes(found, fmt="ipynb")
+    return jupytext.writes(notebook, fmt="ipynb")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the notebook."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "output", nargs="?", default="kaggle_notebook.ipynb", help="default: kaggle_notebook.ipynb"
+        "output", nargs="?", default="kaggle_notebook.ipynb", help="default: %(default)s"
     )
     output = Path(parser.parse_args(argv).output)
-    output.write_text(notebook(), encoding="utf-8")
+    output.write_text(to_notebook(), encoding="utf-8")
     print(output)
     return 0
 

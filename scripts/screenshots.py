@@ -1,8 +1,10 @@
-"""Pictures of a page in headless Chromium: at phone and desktop width, light and dark; and what the browser said.
+"""Screenshots of an HTML page in headless Chromium: phone and desktop width, light and dark.
 
-`python scripts/screenshots.py PAGE FOLDER` exits with 1 where the page asks for anything, complains, or overflows.
+`python scripts/screenshots.py PAGE FOLDER`. The exit code is 1 if the page requests anything, if
+the browser reports an error or a warning, or if the page is wider than the window.
 """
 
+import argparse
 import base64
 import json
 import os
@@ -25,7 +27,13 @@ FLAGS = (
     "--disable-background-networking",
     "--remote-debugging-pipe",
 )
+COMMAND_FD = 3  # --remote-debugging-pipe reads commands from file descriptor 3
+ANSWER_FD = 4  # and writes answers to 4
+EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = {"phone": 390, "desktop": 1280}
+SCHEMES = ("light", "dark")
+HEIGHT = 844
+MOBILE_BELOW = 600  # pixels
 COMPLAINTS = (
     "Runtime.consoleAPICalled",
     "Runtime.exceptionThrown",
@@ -36,150 +44,168 @@ OVERFLOWING = "document.documentElement.scrollWidth - document.documentElement.c
 
 
 def chromium() -> str | None:
-    """Where the browser is; None where there is none."""
-    return next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    """The path of the browser; None if it is not installed."""
+    for name in EXECUTABLES:
+        path = shutil.which(name)
+        if path:
+            return path
+    return None
 
 
 class Tab:
-    """One tab, driven by the DevTools protocol; `events` are all it has told."""
+    """A browser tab, controlled by the DevTools protocol.
 
-    def __init__(self, reads: int, writes: int):
-        self.reads, self.writes, self.count, self.session = (
-            os.fdopen(reads, "rb"),
-            os.fdopen(writes, "wb"),
-            0,
-            None,
-        )
-        self.left, self.events = b"", []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+    `events` are the events since the last `open`. Messages are JSON and end with a zero byte.
+    """
+
+    def __init__(self, answer_fd: int, command_fd: int):
+        self.answers = os.fdopen(answer_fd, "rb")
+        self.commands = os.fdopen(command_fd, "wb")
+        self.last_id = 0
+        self.session: str | None = None
+        self.buffer = b""
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
-            self.ask(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
-    def heard(self) -> dict[str, Any]:
-        """The next message; messages end with a zero byte."""
-        while b"\0" not in self.left:
-            self.left += self.reads.read1() or sys.exit("Chromium is gone")
-        message, self.left = self.left.split(b"\0", 1)
+    def read_message(self) -> dict[str, Any]:
+        """The next message."""
+        while b"\0" not in self.buffer:
+            received = self.answers.read1()
+            if not received:
+                raise RuntimeError("Chromium has ended")
+            self.buffer += received
+        message, self.buffer = self.buffer.split(b"\0", 1)
         return json.loads(message)
 
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of a call; events that come before it are kept."""
-        self.count += 1
-        call = {"id": self.count, "method": method, "params": params}
-        self.writes.write(
-            json.dumps(call | ({"sessionId": self.session} if self.session else {})).encode()
-            + b"\0"
-        )
-        self.writes.flush()
-        while (answer := self.heard()).get("id") != self.count:
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The result of a command; events that arrive before it are appended to `events`."""
+        self.last_id += 1
+        command = {"id": self.last_id, "method": method, "params": parameters}
+        if self.session:
+            command["sessionId"] = self.session
+        self.commands.write(json.dumps(command).encode() + b"\0")
+        self.commands.flush()
+        answer = self.read_message()
+        while answer.get("id") != self.last_id:
             self.events.append(answer)
+            answer = self.read_message()
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
     def open(self, page: Path) -> None:
-        """Load a page to the end."""
+        """Load a page and wait for its load event."""
         self.events.clear()
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.heard())
+            self.events.append(self.read_message())
 
     def show(self, width: int, scheme: str = "light") -> None:
-        """Take the width of a window and the colour scheme of a user."""
-        self.ask(
+        """Emulate a window width and a user's colour scheme."""
+        self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
-            height=844,
+            height=HEIGHT,
             deviceScaleFactor=1,
-            mobile=width < 600,
+            mobile=width < MOBILE_BELOW,
         )
-        self.ask(
+        self.call(
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
 
     def value(self, expression: str) -> Any:
-        """What an expression gives in the page."""
-        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)[
-            "result"
-        ].get("value")
+        """The value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for, the page's own and data in it apart."""
-        asked = [
+        """Requested URLs, without the page itself and `data:` URLs."""
+        urls = [
             event["params"]["request"]["url"]
             for event in self.events
             if event["method"] == "Network.requestWillBeSent"
         ]
-        return [url for url in asked[1:] if not url.startswith("data:")]
+        return [url for url in urls[1:] if not url.startswith("data:")]
 
     def complaints(self) -> list[dict[str, Any]]:
-        """What the browser said of the page."""
+        """Console messages, exceptions and issues that the browser reported."""
         return [event["params"] for event in self.events if event["method"] in COMPLAINTS]
 
     def picture(self) -> bytes:
-        """The whole page as PNG."""
-        return base64.b64decode(
-            self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        )
+        """A PNG of the complete page."""
+        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        return base64.b64decode(answer["data"])
 
 
 @contextmanager
 def browser() -> Iterator[Tab]:
-    """A tab of a fresh Chromium, which ends with the block."""
-    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+    """A tab of a new Chromium process that ends with the block."""
+    chromium_reads, command_fd = os.pipe()
+    answer_fd, chromium_writes = os.pipe()
 
-    def fix_numbers() -> None:  # the protocol is spoken on 3 and 4
-        spare = os.dup(theirs_out)
-        os.dup2(theirs_in, 3)
-        os.dup2(spare, 4)
-        for number in (3, 4):
-            os.set_inheritable(number, True)
+    def move_pipes() -> None:
+        """In the child process: the pipes at the file descriptors that Chromium uses."""
+        spare = os.dup(chromium_writes)  # COMMAND_FD may overwrite it
+        os.dup2(chromium_reads, COMMAND_FD)
+        os.dup2(spare, ANSWER_FD)
+        os.set_inheritable(COMMAND_FD, True)
+        os.set_inheritable(ANSWER_FD, True)
 
     with tempfile.TemporaryDirectory() as profile:
-        running = subprocess.Popen(
+        process = subprocess.Popen(
             [chromium(), *FLAGS, f"--user-data-dir={profile}"],
-            preexec_fn=fix_numbers,
+            preexec_fn=move_pipes,
             close_fds=False,
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        tab = Tab(ours_in, ours_out)
+        os.close(chromium_reads)
+        os.close(chromium_writes)
+        tab = Tab(answer_fd, command_fd)
         try:
             yield tab
         finally:
-            tab.session = None
-            tab.ask("Browser.close")
-            running.wait()
-            tab.reads.close()
-            tab.writes.close()
+            tab.session = None  # Browser.close belongs to no session
+            tab.call("Browser.close")
+            process.wait()
+            tab.answers.close()
+            tab.commands.close()
+
+
+def take_pictures(tab: Tab, page: Path, folder: Path) -> list[str]:
+    """Write the pictures of an HTML page; a line per error."""
+    tab.open(page)
+    errors = [f"the page requests {url}" for url in tab.requests()]
+    errors += [f"the browser reports {complaint}" for complaint in tab.complaints()]
+    for name, width in WIDTHS.items():
+        for scheme in SCHEMES:
+            tab.show(width, scheme)
+            (folder / f"{page.stem}_{name}_{scheme}.png").write_bytes(tab.picture())
+        overflow = tab.value(OVERFLOWING)
+        if overflow > 0:
+            errors.append(f"the page is {overflow} pixels too wide at {width}")
+    return errors
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write four pictures, and print what is wrong."""
-    page, folder = map(Path, sys.argv[1:] if argv is None else argv)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write four pictures and print the errors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", metavar="PAGE", type=Path, help="HTML file")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="directory of the pictures")
+    options = parser.parse_args(argv)
+    if chromium() is None:
+        parser.error(f"none of {', '.join(EXECUTABLES)} is installed, but a browser is needed")
+    options.folder.mkdir(parents=True, exist_ok=True)
     with browser() as tab:
-        tab.open(page)
-        wrong = [f"asked for {url}" for url in tab.requests()] + [
-            f"said {told}" for told in tab.complaints()
-        ]
-        for name, width in WIDTHS.items():
-            for scheme in ("light", "dark"):
-                tab.show(width, scheme)
-                (folder / f"{page.stem}_{name}_{scheme}.png").write_bytes(tab.picture())
-            wrong += (
-                [f"{tab.value(OVERFLOWING)} pixels too wide at {width}"]
-                if tab.value(OVERFLOWING) > 0
-                else []
-            )
-    print(*wrong, sep="\n", end="\n" if wrong else "")
-    return int(bool(wrong))
+        errors = take_pictures(tab, options.page, options.folder)
+    for error in errors:
+        print(error)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Reload every artifact under `OUTPUT/compressed_models` in this process and compare it with
-what evaluation saw."""
+"""Reload every model in `OUTPUT/compressed_models` and compare it with the predictions of its run."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,54 +13,62 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from engines.engine import Engine, load_engine, predict_logits  # noqa: E402
 
+MAX_LENGTH = 32
+TOLERANCE = 1e-5
+
 torch.set_num_threads(1)
 
 
-def plain_logits(directory: Path, texts: list[str]) -> np.ndarray:
-    """Logits [rows, labels] of what plain transformers loads, in the batches that evaluation
-    used."""
+def transformers_logits(directory: Path, texts: list[str]) -> np.ndarray:
+    """Logits [rows, labels] of what plain transformers loads, in the batches of the evaluation."""
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
 
-    def forward(batch: dict) -> np.ndarray:
+    def forward(batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         with torch.inference_mode():
             return model(**batch).logits.numpy()
 
-    encode = partial(tokenizer, padding=True, return_tensors="pt")
-    return predict_logits(Engine(list, encode, forward), texts)
+    collate = partial(tokenizer, padding=True, return_tensors="pt")
+    return predict_logits(Engine(list, collate, forward), texts)
 
 
-def check_torch(directory: Path, texts: list[str], seen: np.ndarray) -> None:
-    """Same logits to 1e-5, and the same decisions from a plain pipeline."""
-    np.testing.assert_allclose(plain_logits(directory, texts), seen, atol=1e-5, rtol=1e-5)
+def check_torch(directory: Path, texts: list[str], expected: np.ndarray) -> None:
+    """Same logits, and the same decisions from a plain pipeline."""
+    logits = transformers_logits(directory, texts)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
     classify = pipeline("text-classification", str(directory), device="cpu")
-    labels = [classify.model.config.id2label[i] for i in seen.argmax(axis=1)]
+    labels = [classify.model.config.id2label[i] for i in expected.argmax(axis=1)]
     assert [result["label"] for result in classify(texts)] == labels
 
 
-def check_onnx(directory: Path, texts: list[str], seen: np.ndarray) -> None:
-    """Same logits to 1e-5 in the same batches: activations are quantized per batch."""
-    np.testing.assert_allclose(
-        predict_logits(load_engine(directory, "onnx", 32), texts), seen, atol=1e-5, rtol=1e-5
-    )
+def check_onnx(directory: Path, texts: list[str], expected: np.ndarray) -> None:
+    """Same logits in the same batches: activations are quantized per batch."""
+    logits = predict_logits(load_engine(directory, "onnx", MAX_LENGTH), texts)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+CHECKS = {"torch": check_torch, "onnx": check_onnx}
+
+
+def check_artifact(directory: Path, run: Path) -> int:
+    """Check all formats of the final model in `directory`; `run` contains its predictions."""
+    rows = pd.read_csv(directory / "results_final.csv")
+    final_rows = rows[rows["directory"] == rows["directory"].iloc[-1]]
+    test = pd.read_parquet(run / "splits" / "test.parquet")
+    for row in final_rows.itertuples():
+        predictions = pd.read_parquet(run / "predictions" / f"{row.stage}.parquet")
+        expected = np.stack(predictions["logits"])
+        CHECKS[row.engine](directory, test["text"].tolist(), expected)
+    return len(final_rows)
 
 
 def main(output: Path) -> None:
-    """Every form of every experiment; prints how many were compared."""
-    forms = 0
-    for directory in sorted(
-        path for path in (output / "compressed_models").iterdir() if path.is_dir()
-    ):
-        rows = pd.read_csv(directory / "results_final.csv")
-        test = pd.read_parquet(output / "models" / directory.name / "splits" / "test.parquet")
-        for row in rows[rows["directory"] == rows["directory"].iloc[-1]].itertuples():
-            predictions = pd.read_parquet(
-                output / "models" / directory.name / "predictions" / f"{row.stage}.parquet"
-            )
-            check = {"torch": check_torch, "onnx": check_onnx}[row.engine]
-            check(directory, test["text"].tolist(), np.stack(predictions["logits"]))
-            forms += 1
-    print(f"{forms} forms reloaded")
+    """Check every experiment, and print how many formats were compared."""
+    count = 0
+    for directory in sorted((output / "compressed_models").iterdir()):
+        if directory.is_dir():
+            count += check_artifact(directory, output / "models" / directory.name)
+    print(f"{count} formats reloaded")
 
 
 if __name__ == "__main__":

@@ -238,9 +238,8 @@ def test_an_option_that_some_pipelines_have_no_use_for_is_left_out_of_them_alone
         ),
         ("--run_ablation kd", f"--run_ablation is kd, but must be one of {', '.join(PIPELINES)}"),
         (
-            "--run_ablation --prune_scope layer --prune_method wanda",
-            "--prune_scope is layer with --prune_method wanda, but "
-            "Wanda compares weights within rows alone",
+            "--run_ablation --prune_schedule cubic --fine_tune_epochs 0",
+            "--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes during recovery",
         ),
     ],
 )

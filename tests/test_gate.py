@@ -1,33 +1,35 @@
-"""The quality gate: a form that collapses is stopped, and rescued by leaving the layer at fault
-whole."""
+"""The quality gate rejects a format that loses too much, and repairs it by skipping layers."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
-from test_quantization import MAX_LENGTH, replace_config, save_tokenizer, sentences
+from tiny_models import MAX_LENGTH, logits_on_disk, replace_config, save_tokenizer, sentences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from compression_config import Options
-from engines.engine import load_engine, predict_logits
 from engines.fake_quantization import fake_quantize_weight
 from engines.sensitivity import QualityGate, layer_sensitivities
 from metrics import macro_f1
 from reporting.results import read_results
-from task import Task
 
-OUTLIER = "bert.encoder.layer.1.output.dense"
+SENSITIVE_LAYER = "bert.encoder.layer.1.output.dense"
 
 
 @pytest.fixture(scope="module")
-def fragile(tmp_path_factory):
-    """A model and its own decisions as a labelled file. One neuron of the last feed-forward
-    block is always at 3000 and counts for nothing, so that in fp32 it does no harm; a grid of
-    256 steps up to 3000 loses all other neurons."""
-    folder = tmp_path_factory.mktemp("fragile")
+def folder_with_outlier_model(tmp_path_factory) -> Path:
+    """A directory with a model that int8 destroys (`model`) and a labelled file (`labelled.csv`).
+
+    One neuron of the last feed-forward block is always at 3000 and has no effect, so fp32 is not
+    affected; a quantization grid of 256 steps up to 3000 loses all other neurons. The labels are
+    the model's own decisions.
+    """
+    folder = tmp_path_factory.mktemp("outlier")
     torch.manual_seed(3)
     config = replace_config("bert", num_labels=2, hidden_dropout_prob=0.0)
-    config.id2label, config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
+    config.id2label = {0: "no", 1: "yes"}
+    config.label2id = {"no": 0, "yes": 1}
     model = AutoModelForSequenceClassification.from_config(config).eval()
     block = model.bert.encoder.layer[1]
     with torch.no_grad():
@@ -38,22 +40,22 @@ def fragile(tmp_path_factory):
     model.save_pretrained(folder / "model")
     save_tokenizer("bert", folder / "model")
     texts = list(dict.fromkeys(sentences(420, seed=5)))
-    logits = predict_logits(load_engine(folder / "model", "torch", MAX_LENGTH), texts)
-    with torch.no_grad():  # as many of one label as of the other
+    logits = logits_on_disk(folder / "model", "torch", texts, threads=None)
+    with torch.no_grad():  # balances the labels
         model.classifier.bias[1] -= float(pd.Series(logits[:, 1] - logits[:, 0]).median())
     model.save_pretrained(folder / "model")
-    logits = predict_logits(load_engine(folder / "model", "torch", MAX_LENGTH), texts)
-    labels = [("no", "yes")[decided] for decided in logits.argmax(1)]
-    pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / "own.csv", index=False)
+    logits = logits_on_disk(folder / "model", "torch", texts, threads=None)
+    labels = [config.id2label[decision] for decision in logits.argmax(1)]
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / "labelled.csv", index=False)
     return folder
 
 
-def gated(fragile, *more: str) -> list[str]:
+def gated_run(folder: Path, *arguments: str) -> list[str]:
     return [
         "--dataset_path",
-        str(fragile / "own.csv"),
+        str(folder / "labelled.csv"),
         "--teacher_path",
-        str(fragile / "model"),
+        str(folder / "model"),
         "--teacher_epochs",
         "0",
         "--quant_method",
@@ -63,125 +65,150 @@ def gated(fragile, *more: str) -> list[str]:
         "--max_length",
         str(MAX_LENGTH),
         "--output_dir",
-        str(fragile),
-        *more,
+        str(folder),
+        *arguments,
     ]
 
 
-def command(fragile, *more: str) -> list[str]:
-    return gated(fragile, "--pipeline", "quant_only", "--export", "onnx", *more)
+def quantize_and_export(folder: Path, *arguments: str) -> list[str]:
+    return gated_run(folder, "--pipeline", "quant_only", "--export", "onnx", *arguments)
 
 
-def test_a_form_that_collapses_is_not_shipped_and_the_results_tell(fragile, run_main, capsys):
-    assert run_main(command(fragile, "--experiment", "stopped")) == 3
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("main.py: ")]
-    rows = {
-        row["stage"]: row for row in read_results(fragile / "compressed_models" / "stopped")["rows"]
-    }
-    stopped = {name for name, row in rows.items() if row.get("shipped") is False}
-    assert {"dynamic", "dynamic-onnx", "onnx-int8"} <= stopped and "onnx" not in stopped
-    assert len(said) == len(stopped)
-    line = next(line for line in said if "onnx-int8 is not shipped" in line)
+def results_by_row(directory: Path) -> dict[str, dict]:
+    return {row["stage"]: row for row in read_results(directory)["rows"]}
+
+
+def messages(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("main.py: ")]
+
+
+def test_a_format_that_loses_too_much_is_rejected_and_reported(
+    folder_with_outlier_model, run_main, capsys
+):
+    folder = folder_with_outlier_model
+    assert run_main(quantize_and_export(folder, "--experiment", "rejected")) == 3
+    lines = messages(capsys.readouterr().err)
+    compressed = folder / "compressed_models" / "rejected"
+    rows = results_by_row(compressed)
+    rejected = {name for name, row in rows.items() if row.get("shipped") is False}
+    assert {"dynamic", "dynamic-onnx", "onnx-int8"} <= rejected and "onnx" not in rejected
+    assert len(lines) == len(rejected)
+    line = next(line for line in lines if "onnx-int8 is rejected" in line)
     drop = rows["teacher"]["validation_macro_f1"] - rows["onnx-int8"]["validation_macro_f1"]
     assert drop > 0.03 and f"loses {100 * drop:.1f} points" in line and "--quant_auto" in line
-    kept = fragile / "compressed_models" / "stopped"
-    assert (
-        not (kept / "model.safetensors").exists()
-        and not (kept / "onnx" / "model_quantized.onnx").exists()
-    )
-    assert (kept / "onnx" / "model.onnx").exists()
+    assert not (compressed / "model.safetensors").exists()
+    assert not (compressed / "onnx" / "model_quantized.onnx").exists()
+    assert (compressed / "onnx" / "model.onnx").exists()
 
 
-def test_the_gate_measures_on_validation_alone(fragile, run_main):
-    run_main(command(fragile, "--experiment", "stopped"))
-    rows = read_results(fragile / "compressed_models" / "stopped")["rows"]
-    row = next(row for row in rows if row["stage"] == "onnx-int8")
-    kept = fragile / "models" / "stopped"
+def test_the_gate_reads_the_validation_split_only(folder_with_outlier_model, run_main):
+    folder = folder_with_outlier_model
+    run_main(quantize_and_export(folder, "--experiment", "rejected"))
+    row = results_by_row(folder / "compressed_models" / "rejected")["onnx-int8"]
+    run_directory = folder / "models" / "rejected"
     scores = {}
     for split in ("validation", "test"):
-        rows = pd.read_parquet(kept / "splits" / f"{split}.parquet")
-        served = load_engine(kept / "export", "onnx/model_quantized.onnx", MAX_LENGTH)
-        scores[split] = macro_f1(
-            rows["label"].to_numpy(), predict_logits(served, rows["text"].tolist()).argmax(1)
+        rows = pd.read_parquet(run_directory / "splits" / f"{split}.parquet")
+        logits = logits_on_disk(
+            run_directory / "export",
+            "onnx/model_quantized.onnx",
+            rows["text"].tolist(),
+            threads=None,
         )
-    assert (
-        row["validation_macro_f1"]
-        == pytest.approx(scores["validation"])
-        != pytest.approx(scores["test"])
-    )
+        scores[split] = macro_f1(rows["label"].to_numpy(), logits.argmax(1))
+    assert row["validation_macro_f1"] == pytest.approx(scores["validation"])
+    assert row["validation_macro_f1"] != pytest.approx(scores["test"])
     assert row["macro_f1"] == pytest.approx(scores["test"])
 
 
-def test_quant_auto_leaves_the_layer_at_fault_whole_and_ships(fragile, run_main):
-    assert run_main(command(fragile, "--quant_auto", "--experiment", "rescued")) == 0
-    rows = {
-        row["stage"]: row for row in read_results(fragile / "compressed_models" / "rescued")["rows"]
-    }
+def test_quant_auto_keeps_the_sensitive_layer_in_full_precision_and_the_formats_are_accepted(
+    folder_with_outlier_model, run_main
+):
+    folder = folder_with_outlier_model
+    assert run_main(quantize_and_export(folder, "--quant_auto", "--experiment", "repaired")) == 0
+    compressed = folder / "compressed_models" / "repaired"
+    rows = results_by_row(compressed)
     for name in ("dynamic", "dynamic-onnx", "onnx-int8"):
         assert rows[name]["shipped"] and rows[name]["validation_drop"] <= 0.03
-        assert OUTLIER in rows[name]["layers_left_whole"].split(", ")
+        assert SENSITIVE_LAYER in rows[name]["layers_left_whole"].split(", ")
         assert rows[name]["bytes"] < rows["teacher"]["bytes"]
-    kept = fragile / "compressed_models" / "rescued"
-    assert (kept / "model.safetensors").exists() and (
-        kept / "onnx" / "model_quantized.onnx"
-    ).exists()
+    assert (compressed / "model.safetensors").exists()
+    assert (compressed / "onnx" / "model_quantized.onnx").exists()
 
 
-def test_a_pipeline_that_the_gate_stops_does_not_stop_the_next(fragile, run_main, capsys):
-    assert run_main(gated(fragile, "--run_ablation", "quant_only", "baseline")) == 3
-    printed = capsys.readouterr()
-    said = [line for line in printed.err.splitlines() if line.startswith("main.py: ")]
-    assert said[0].startswith("main.py: quant_only: dynamic is not shipped: it loses ")
-    assert "dynamic (kept back)" in printed.out and printed.out.splitlines()[-1].startswith(
-        "baseline"
-    )
-    (kept,) = (fragile / "compressed_models").glob("baseline_own_??????")
-    assert (kept / "model.safetensors").exists()
-
-
-def test_the_layer_at_fault_is_the_most_sensitive_one(fragile):
-    found = layer_sensitivities(fragile / "model", sentences(20, seed=9), MAX_LENGTH, 8)
-    assert max(found, key=found.get) == OUTLIER
-    assert {"bert.embeddings.word_embeddings", "classifier"} <= set(found) and min(
-        found.values()
-    ) >= 0
-
-
-def test_each_layer_is_rounded_alone(fragile):
-    texts = sentences(20, seed=9)
-    found = layer_sensitivities(fragile / "model", texts, MAX_LENGTH, 4)
-    model = AutoModelForSequenceClassification.from_pretrained(fragile / "model").eval()
-    inputs = AutoTokenizer.from_pretrained(fragile / "model")(
-        texts, padding=True, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        whole = model(**inputs).logits
-        model.classifier.weight.data = fake_quantize_weight(model.classifier.weight.data, 4)
-        changed = model(**inputs).logits
-    assert found["classifier"] == pytest.approx(float((changed - whole).square().mean()), rel=1e-3)
-
-
-def test_layers_are_left_in_doubling_numbers_until_the_score_is_enough(
-    fragile, tmp_path, monkeypatch
+def test_a_pipeline_with_a_rejected_format_does_not_stop_the_next_pipeline(
+    folder_with_outlier_model, run_main, capsys
 ):
-    rows = Dataset.from_dict({"text": sentences(12, seed=1), "label": [0, 1] * 6})
-    task = Task(("no", "yes"), False)
-    options = Options(max_f1_drop=0.1, max_length=MAX_LENGTH)
-    gate = QualityGate(fragile / "model", DatasetDict(train=rows, validation=rows), task, options)
-    gate.least, gate.rankings = 0.9, {8: list("abcdefghij")}
-    for enough, expected in ((0, 0), (1, 1), (3, 4), (5, 8), (9, 10), (99, 10)):
-        written = []
-        monkeypatch.setattr(
-            gate,
-            "score",
-            lambda *_, enough=enough, written=written: float(len(written[-1]) >= enough),
-        )
-        assert (
-            gate.fit(
-                lambda whole, written=written: written.append(list(whole)), tmp_path, "torch", 8
-            )
-            == list("abcdefghij")[:expected]
-        )
-        assert [len(whole) for whole in written] == [
-            n for n in (0, 1, 2, 4, 8, 10) if n <= expected
-        ]
+    folder = folder_with_outlier_model
+    assert run_main(gated_run(folder, "--run_ablation", "quant_only", "baseline")) == 3
+    printed = capsys.readouterr()
+    first_line = messages(printed.err)[0]
+    assert first_line.startswith("main.py: quant_only: dynamic is rejected: it loses ")
+    assert "dynamic (rejected)" in printed.out
+    assert printed.out.splitlines()[-1].startswith("baseline")
+    (compressed,) = (folder / "compressed_models").glob("baseline_labelled_??????")
+    assert (compressed / "model.safetensors").exists()
+
+
+def test_the_layer_with_the_outlier_is_the_most_sensitive(folder_with_outlier_model):
+    sensitivities = layer_sensitivities(
+        folder_with_outlier_model / "model", sentences(20, seed=9), MAX_LENGTH, 8
+    )
+    assert max(sensitivities, key=sensitivities.get) == SENSITIVE_LAYER
+    assert {"bert.embeddings.word_embeddings", "classifier"} <= set(sensitivities)
+    assert min(sensitivities.values()) >= 0
+
+
+def test_the_sensitivity_of_a_layer_is_measured_with_all_other_layers_in_full_precision(
+    folder_with_outlier_model,
+):
+    directory = folder_with_outlier_model / "model"
+    texts = sentences(20, seed=9)
+    sensitivities = layer_sensitivities(directory, texts, MAX_LENGTH, 4)
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+        model.classifier.weight.data = fake_quantize_weight(model.classifier.weight.data, 4)
+        change = model(**inputs).logits - expected
+    mean_square = float(change.square().mean())
+    assert sensitivities["classifier"] == pytest.approx(mean_square, rel=1e-3)
+
+
+class GateWithoutModel(QualityGate):
+    """A gate that accepts a format with at least `enough` of ten layers in full precision."""
+
+    def __init__(self, enough: int):
+        self.enough = enough
+        self.min_macro_f1 = 0.9
+        self.written: list[list[str]] = []
+
+    def write(self, skipped_layers: Sequence[str]) -> None:
+        self.written.append(list(skipped_layers))
+
+    def score(self, directory: Path, format_name: str) -> float:
+        return 1.0 if len(self.written[-1]) >= self.enough else 0.0
+
+    def ranking(self, bits: int) -> list[str]:
+        return list("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    "enough, numbers_written",
+    [
+        (0, [0]),
+        (1, [0, 1]),
+        (3, [0, 1, 2, 4]),
+        (5, [0, 1, 2, 4, 8]),
+        (9, [0, 1, 2, 4, 8, 10]),
+        (99, [0, 1, 2, 4, 8, 10]),  # never accepted
+    ],
+)
+def test_the_number_of_skipped_layers_doubles_until_the_score_is_accepted(
+    enough, numbers_written, tmp_path
+):
+    gate = GateWithoutModel(enough)
+    skipped_layers = gate.write_until_accepted(gate.write, tmp_path, "torch", 8)
+    assert [len(layers) for layers in gate.written] == numbers_written
+    assert skipped_layers == gate.written[-1] == list("abcdefghij")[: numbers_written[-1]]

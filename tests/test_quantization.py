@@ -1,32 +1,34 @@
-"""Every form of a tiny model, five families: it reloads, decides as its parent does, and weighs
-what it promises."""
+"""The quantized formats of tiny models of five families.
+
+Each reloads, decides as its parent does, and has the size that its method promises.
+"""
 
 import json
-import random
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AlbertConfig,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    XLMRobertaConfig,
+from missing_packages import hide_package
+from tiny_models import (
+    CONFIGS,
+    FAMILIES,
+    HEADS,
+    MAX_LENGTH,
+    SPECIAL_TOKENS,
+    TEXTS,
+    TOLERANCE,
+    WORDS,
+    TinyModels,
+    logits_on_disk,
+    quantize_all,
+    replace_config,
 )
+from transformers import AutoModelForSequenceClassification
 
-import compression_config
-import quantization
-from compression_config import UserError, check_installed
+from compression_config import Options, UserError, check_installed
 from encoders.families import encoder_linears
 from engines.engine import (
     Engine,
@@ -38,50 +40,17 @@ from engines.engine import (
 )
 from engines.graphs import write_graphs
 from engines.parameter_counts import count_parameters
-from quantization import QUANTIZERS, REQUIREMENTS
+from quantization import (
+    QUANTIZERS,
+    REQUIREMENTS,
+    quantized_formats,
+    unquantizable_linears,
+)
 
-SPECIAL = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
-ENDINGS = ("a", "e", "i", "o", "u", "ay", "ee", "oo", "an", "en", "in", "on", "un")
-WORDS = [start + ending for start in "bdfgklmnprst" for ending in ENDINGS]
-SHAPE = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-}
-COMMON = {
-    "vocab_size": len(SPECIAL + WORDS),
-    "pad_token_id": 1,
-    "max_position_embeddings": 80,
-    "num_labels": 3,
-    "problem_type": "single_label_classification",
-    "initializer_range": 0.12,
-}
-CONFIGS = {
-    "bert": BertConfig(**SHAPE, **COMMON),
-    "electra": ElectraConfig(**SHAPE, **COMMON, embedding_size=48),
-    "distilbert": DistilBertConfig(dim=64, n_layers=2, n_heads=2, hidden_dim=128, **COMMON),
-    "roberta": RobertaConfig(**SHAPE, **COMMON, type_vocab_size=1),
-    "xlm-roberta": XLMRobertaConfig(**SHAPE, **COMMON, type_vocab_size=1),
-    "albert": AlbertConfig(**SHAPE, **COMMON, embedding_size=32),
-}
-FAMILIES = [name for name in CONFIGS if name != "albert"]
-HEADS = {
-    "bert": ["classifier", "bert.pooler.dense"],
-    "electra": ["classifier.dense", "classifier.out_proj"],
-    "distilbert": ["classifier", "pre_classifier"],
-    "roberta": ["classifier.dense", "classifier.out_proj"],
-    "xlm-roberta": ["classifier.dense", "classifier.out_proj"],
-}
-FORMS = [(method, engine) for method in QUANTIZERS for engine in QUANTIZERS[method]]
-TOLERANCE = {
-    "fp16": 0.002,
-    "dynamic": 0.03,
-    "static": 0.06,
-    "int4": 0.15,
-}  # mean |difference|; mean |logit| is 0.2-0.7
-AGREEMENT = {"fp16": 0.95, "dynamic": 0.9, "static": 0.9, "int4": 0.9}
-NF4 = [
+METHODS_AND_ENGINES = [(method, engine) for method in QUANTIZERS for engine in QUANTIZERS[method]]
+METHODS_AND_PACKAGES = [(method, name) for method in REQUIREMENTS for name in REQUIREMENTS[method]]
+MIN_AGREEMENT = {"fp16": 0.95, "dynamic": 0.9, "static": 0.9, "int4": 0.9}
+NF4_CODE = [  # of Dettmers et al. (2023), to four digits
     -1.0,
     -0.6962,
     -0.5251,
@@ -99,91 +68,20 @@ NF4 = [
     0.7230,
     1.0,
 ]
-MAX_LENGTH = 64
-
-
-def sentences(count: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(count)]
-
-
-TEXTS = sentences(40, seed=1)
-
-
-def save_tokenizer(family: str, path: Path) -> None:
-    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
-    )
-    segments = ["token_type_ids"] if family in ("bert", "electra", "albert") else []
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token="[CLS]",
-        pad_token="[PAD]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-        model_input_names=["input_ids", *segments, "attention_mask"],
-    ).save_pretrained(path)
-
-
-def save_pruned_model(family: str, path: Path, config: PretrainedConfig | None = None) -> None:
-    """Random weights, half of each encoder Linear zero; random biases too, so that none equals
-    another."""
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config or CONFIGS[family])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.05)
-        for linear in encoder_linears(model).values():
-            linear.weight[linear.weight.abs() <= linear.weight.abs().median()] = 0
-    model.save_pretrained(path)
-
-
-@dataclass
-class Lab:
-    """Parents and their quantized directories, each made once a session."""
-
-    folder: Path
-
-    def parent(self, family: str) -> Path:
-        path = self.folder / family
-        if not path.exists():
-            save_pruned_model(family, path)
-            save_tokenizer(family, path)
-        return path
-
-    def quantized(self, family: str, method: str) -> Path:
-        path = self.folder / f"{family}-{method}"
-        if not path.exists():
-            for quantizer in QUANTIZERS[method].values():
-                quantizer(self.parent(family), path, sentences(32, seed=2), MAX_LENGTH)
-        return path
-
-    def tensors(self, family: str, method: str | None = None) -> dict[str, torch.Tensor]:
-        path = self.quantized(family, method) if method else self.parent(family)
-        return load_file(path / "model.safetensors")
-
-    def model(self, family: str, method: str) -> torch.nn.Module:
-        return AutoModelForSequenceClassification.from_pretrained(
-            self.quantized(family, method)
-        ).eval()
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("quantization"))
+def tiny_models(tmp_path_factory) -> TinyModels:
+    return TinyModels(tmp_path_factory.mktemp("quantization"))
 
 
-def encoder_weights(lab: Lab, family: str) -> dict[str, torch.Tensor]:
-    model = AutoModelForSequenceClassification.from_pretrained(lab.parent(family))
+def encoder_weights(tiny_models: TinyModels, family: str) -> dict[str, torch.Tensor]:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_models.parent(family))
     return {name: linear.weight.detach() for name, linear in encoder_linears(model).items()}
 
 
 def onnx_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Initializers by name, and the inputs of every node by its name."""
+    """Initializer -> values, and node -> inputs, of the only graph in a directory."""
     import onnx
 
     graph = onnx.load(next((path / "onnx").glob("*.onnx"))).graph
@@ -191,98 +89,97 @@ def onnx_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]
     return arrays, {node.name: list(node.input) for node in graph.node}
 
 
-@pytest.mark.parametrize("method, engine", FORMS)
+@pytest.mark.parametrize("method, engine", METHODS_AND_ENGINES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_form_reloads_and_its_logits_agree_with_its_parents(lab, family, method, engine):
-    expected = predict_logits(
-        load_engine(lab.parent(family), "torch", MAX_LENGTH, threads=1), TEXTS
-    )
-    logits = predict_logits(
-        load_engine(lab.quantized(family, method), engine, MAX_LENGTH, threads=1), TEXTS
-    )
+def test_a_format_reloads_and_its_logits_agree_with_its_parents(
+    tiny_models, family, method, engine
+):
+    expected = logits_on_disk(tiny_models.parent(family), "torch")
+    logits = logits_on_disk(tiny_models.quantized(family, method), engine)
     assert logits.dtype == np.float32 and logits.shape == (40, 3)
     assert np.abs(logits - expected).mean() < TOLERANCE[method]
-    assert (logits.argmax(1) == expected.argmax(1)).mean() >= AGREEMENT[method]
+    assert (logits.argmax(1) == expected.argmax(1)).mean() >= MIN_AGREEMENT[method]
 
 
-@pytest.mark.parametrize("method, engine", FORMS)
+@pytest.mark.parametrize("method, engine", METHODS_AND_ENGINES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_counts_are_those_of_the_logical_weights(lab, family, method, engine):
-    parameters = list(
-        AutoModelForSequenceClassification.from_pretrained(lab.parent(family)).parameters()
-    )
-    counts = count_parameters(lab.quantized(family, method), engine)
+def test_counts_are_those_of_the_logical_weights(tiny_models, family, method, engine):
+    parent = AutoModelForSequenceClassification.from_pretrained(tiny_models.parent(family))
+    parameters = list(parent.parameters())
+    counts = count_parameters(tiny_models.quantized(family, method), engine)
     assert counts.parameters == sum(parameter.numel() for parameter in parameters)
     assert counts.nonzeros <= sum(int(parameter.count_nonzero()) for parameter in parameters)
     assert 0.5 <= counts.sparsity < 0.6
 
 
-def test_counts_by_hand_of_a_full_precision_checkpoint_and_its_graph(lab, tmp_path):
+def test_counts_of_a_checkpoint_and_its_graphs_are_those_computed_by_hand(tiny_models, tmp_path):
     layer = 4 * (64 * 64 + 64) + (64 * 128 + 128) + (128 * 64 + 64) + 2 * 2 * 64
-    embeddings = (len(SPECIAL + WORDS) + 80 + 2) * 64 + 2 * 64
+    embeddings = (len(SPECIAL_TOKENS + WORDS) + 80 + 2) * 64 + 2 * 64
     parameters = embeddings + 2 * layer + (64 * 64 + 64) + (64 * 3 + 3)
     zeros = 2 * (4 * 64 * 64 + 2 * 64 * 128) // 2
-    counts = count_parameters(lab.parent("bert"), "torch")
+    counts = count_parameters(tiny_models.parent("bert"), "torch")
     assert counts.parameters == parameters
     assert counts.sparsity == 0.5
     assert parameters - counts.nonzeros == zeros + 64  # and the embedding of [PAD]
-    graphs = with_graphs(lab, "bert", tmp_path)
-    assert count_parameters(graphs, "onnx") == counts
-    without_ones = count_parameters(
-        graphs, "openvino"
-    )  # the norms' weights are all one, and OpenVINO leaves them out
-    assert without_ones == replace(
+    add_graphs(tiny_models.parent("bert"), tmp_path)
+    assert count_parameters(tmp_path, "onnx") == counts
+    # The weights of the five norms are all one, and OpenVINO removes products with ones.
+    without_norms = replace(
         counts, parameters=parameters - 5 * 64, nonzeros=counts.nonzeros - 5 * 64
     )
+    assert count_parameters(tmp_path, "openvino") == without_norms
 
 
-def with_graphs(lab: Lab, family: str, folder: Path) -> Path:
-    """A copy of the family's checkpoint with its fp32 graphs."""
-    for path in serving_files(lab.parent(family), "torch"):
-        (folder / path.name).symlink_to(path)
-    write_graphs(folder)
-    return folder
+def add_graphs(parent: Path, directory: Path) -> None:
+    """Link a checkpoint into `directory` and write its fp32 graphs."""
+    for path in serving_files(parent, "torch"):
+        (directory / path.name).symlink_to(path)
+    write_graphs(directory)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_a_graph_gives_the_checkpoints_logits_at_any_batch_and_length(lab, family, tmp_path):
-    directory = with_graphs(lab, family, tmp_path)
-    served = [load_engine(directory, form, MAX_LENGTH, threads=1) for form in formats_in(directory)]
-    assert len(served) == 3
+def test_a_graph_gives_the_checkpoints_logits_at_any_batch_and_length(
+    tiny_models, family, tmp_path
+):
+    add_graphs(tiny_models.parent(family), tmp_path)
+    assert formats_in(tmp_path) == [
+        "torch",
+        "onnx/model.onnx",
+        "openvino/openvino_model.xml",
+    ]
+    engines = [load_engine(tmp_path, name, MAX_LENGTH, threads=1) for name in formats_in(tmp_path)]
     for texts in (["ba"], ["ba", "ba be bi"], [" ".join(WORDS[:70]), "ba", "?"], TEXTS[:17]):
-        torch_logits, *others = (engine.forward(engine.encode(texts)) for engine in served)
-        for logits in others:
-            assert np.abs(logits - torch_logits).max() < 1e-4
+        expected, *graph_logits = [engine.forward(engine.encode(texts)) for engine in engines]
+        for logits in graph_logits:
+            assert np.abs(logits - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fp16_halves_the_weights_and_computes_in_fp32(lab, family):
-    half, full = (
-        lab.quantized(family, "fp16") / "model.safetensors",
-        lab.parent(family) / "model.safetensors",
-    )
+def test_fp16_halves_the_weights_and_computes_in_fp32(tiny_models, family):
+    half = tiny_models.quantized(family, "fp16") / "model.safetensors"
+    full = tiny_models.parent(family) / "model.safetensors"
     assert half.stat().st_size / full.stat().st_size == pytest.approx(0.5, abs=0.02)
-    assert {tensor.dtype for tensor in lab.tensors(family, "fp16").values()} == {torch.float16}
-    assert {parameter.dtype for parameter in lab.model(family, "fp16").parameters()} == {
-        torch.float32
-    }
+    tensors = tiny_models.quantized_tensors(family, "fp16")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    parameters = tiny_models.quantized_model(family, "fp16").parameters()
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
 
 
-def test_fp16_computes_in_fp32_whatever_its_parents_config_says(lab, tmp_path):
-    parent = Path(shutil.copytree(lab.parent("bert"), tmp_path / "parent"))
+def test_fp16_computes_in_fp32_if_the_parents_config_says_float16(tiny_models, tmp_path):
+    parent = Path(shutil.copytree(tiny_models.parent("bert"), tmp_path / "parent"))
     config = json.loads((parent / "config.json").read_text())
     (parent / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
-    QUANTIZERS["fp16"]["torch"](parent, tmp_path / "fp16", TEXTS, MAX_LENGTH)
-    assert (
-        AutoModelForSequenceClassification.from_pretrained(tmp_path / "fp16").dtype == torch.float32
-    )
+    quantize_all("fp16", parent, tmp_path / "fp16")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "fp16")
+    assert model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_int8_weights_are_off_by_half_a_step_of_their_channel_at_most(lab, family):
-    stored = lab.tensors(family, "dynamic")
-    for name, weight in encoder_weights(lab, family).items():
-        values, scale = stored[f"{name}._weight_qdata"], stored[f"{name}._weight_scale"]
+def test_the_error_of_an_int8_weight_is_at_most_half_a_step_of_its_channel(tiny_models, family):
+    stored = tiny_models.quantized_tensors(family, "dynamic")
+    for name, weight in encoder_weights(tiny_models, family).items():
+        values = stored[f"{name}._weight_qdata"]
+        scale = stored[f"{name}._weight_scale"]
         assert values.dtype == torch.int8 and scale.shape == (weight.shape[0], 1)
         assert torch.allclose(scale[:, 0], weight.abs().amax(1) / 127.5)
         assert ((weight - values * scale).abs() <= scale / 2 * 1.0001).all()
@@ -290,89 +187,81 @@ def test_int8_weights_are_off_by_half_a_step_of_their_channel_at_most(lab, famil
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
-def test_onnx_weights_are_int8_per_channel_and_off_by_half_a_step_at_most(lab, method):
-    arrays, inputs = onnx_tensors(lab.quantized("bert", method))
-    for name, weight in encoder_weights(lab, "bert").items():
+def test_onnx_weights_are_int8_per_channel_with_an_error_of_at_most_half_a_step(
+    tiny_models, method
+):
+    arrays, inputs = onnx_tensors(tiny_models.quantized("bert", method))
+    for name, weight in encoder_weights(tiny_models, "bert").items():
         scope = "/model/" + name.replace(".", "/").replace("/layer/", "/layer.")
-        read = next(
-            names
-            for node, names in inputs.items()
-            if node in (f"{scope}/MatMul", f"{scope}/MatMul_quant")
-        )
-        base = read[1].removesuffix("_DequantizeLinear_Output").removesuffix("_quantized")
-        values, scale = arrays[f"{base}_quantized"], arrays[f"{base}_scale"]
-        assert (
-            values.dtype == np.int8
-            and scale.shape == (weight.shape[0],)
-            and not arrays[f"{base}_zero_point"].any()
-        )
-        assert (np.abs(weight.numpy().T - values * scale) <= scale / 2 * 1.0001).all()
-        assert (values[weight.numpy().T == 0] == 0).all()
+        if f"{scope}/MatMul" in inputs:
+            weight_input = inputs[f"{scope}/MatMul"][1]
+        else:
+            weight_input = inputs[f"{scope}/MatMul_quant"][1]
+        base = weight_input.removesuffix("_DequantizeLinear_Output").removesuffix("_quantized")
+        values = arrays[f"{base}_quantized"]
+        scale = arrays[f"{base}_scale"]
+        expected = weight.numpy().T  # a MatMul stores [in, out]
+        assert values.dtype == np.int8 and scale.shape == (weight.shape[0],)
+        assert not arrays[f"{base}_zero_point"].any()
+        assert (np.abs(expected - values * scale) <= scale / 2 * 1.0001).all()
+        assert (values[expected == 0] == 0).all()
 
 
-def test_a_weight_shared_by_layers_is_quantized_once(lab):
-    arrays, _ = onnx_tensors(lab.quantized("albert", "dynamic"))
-    assert not [
-        name for name, array in arrays.items() if array.dtype == np.float32 and array.ndim == 2
-    ]
-    shared = AutoModelForSequenceClassification.from_pretrained(lab.parent("albert"))
-    parameters = sum(parameter.numel() for parameter in shared.parameters())
-    assert count_parameters(lab.quantized("albert", "dynamic"), "onnx").parameters == parameters
+def test_a_weight_shared_by_layers_is_quantized_once(tiny_models):
+    quantized = tiny_models.quantized("albert", "dynamic")
+    arrays, _ = onnx_tensors(quantized)
+    matrices = [array for array in arrays.values() if array.ndim == 2]
+    assert not any(matrix.dtype == np.float32 for matrix in matrices)
+    parent = AutoModelForSequenceClassification.from_pretrained(tiny_models.parent("albert"))
+    parameters = sum(parameter.numel() for parameter in parent.parameters())
+    assert count_parameters(quantized, "onnx").parameters == parameters
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
-def test_a_quantized_graph_multiplies_integers(lab, method, tmp_path):
+def test_a_quantized_graph_multiplies_integers(tiny_models, method, tmp_path):
     import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
-    (source,) = (lab.quantized("bert", method) / "onnx").glob("*.onnx")
+    (source,) = (tiny_models.quantized("bert", method) / "onnx").glob("*.onnx")
     onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath).graph
-    floats = {
-        tensor.name
-        for tensor in graph.initializer
-        if tensor.data_type == tensor.FLOAT and len(tensor.dims) == 2
-    }
-    assert not [
-        node.name
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm") and floats & set(node.input)
-    ]
-    assert (
-        sum(
-            node.op_type in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul") for node in graph.node
-        )
-        >= 12
-    )
+    float_matrices = set()
+    for tensor in graph.initializer:
+        if tensor.data_type == tensor.FLOAT and len(tensor.dims) == 2:
+            float_matrices.add(tensor.name)
+    integer_products = 0
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            assert not float_matrices & set(node.input), node.name
+        if node.op_type in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
+            integer_products += 1
+    assert integer_products >= 12
 
 
-def test_int8_weights_are_still_int8_after_a_forward(lab):
-    model = lab.model("bert", "dynamic")
+def test_int8_weights_are_still_int8_after_a_forward_pass(tiny_models):
+    model = tiny_models.quantized_model("bert", "dynamic")
     with torch.inference_mode():
         model(input_ids=torch.tensor([[0, 5, 6, 2]]))
     assert {linear.weight.qdata.dtype for linear in encoder_linears(model).values()} == {torch.int8}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nf4_weights_are_off_by_half_the_largest_gap_of_the_code_at_most(lab, family):
+def test_the_error_of_an_nf4_weight_is_at_most_half_the_largest_gap_of_the_code(
+    tiny_models, family
+):
     from bitsandbytes.functional import dequantize_4bit
 
-    half_gap = max(np.diff(NF4)) / 2
-    loaded = encoder_linears(lab.model(family, "int4"))
-    for name, weight in encoder_weights(lab, family).items():
+    half_gap = max(np.diff(NF4_CODE)) / 2
+    loaded = encoder_linears(tiny_models.quantized_model(family, "int4"))
+    for name, weight in encoder_weights(tiny_models, family).items():
         packed = loaded[name].weight
-        assert (
-            packed.dtype == torch.uint8
-            and packed.numel() == weight.numel() / 2
-            and packed.quant_state.nested
-        )
-        blocks, restored = (
-            weight.view(-1, 64),
-            dequantize_4bit(packed.data, packed.quant_state).view(-1, 64),
-        )
+        assert packed.dtype == torch.uint8 and packed.numel() == weight.numel() / 2
+        assert packed.quant_state.nested
+        blocks = weight.view(-1, 64)
+        restored = dequantize_4bit(packed.data, packed.quant_state).view(-1, 64)
         largest = blocks.abs().amax(1, keepdim=True)
         slack = 0.01 * largest.max()  # the scales are themselves stored in 8 bits
         assert ((blocks - restored).abs() <= half_gap * largest + slack).all()
@@ -381,33 +270,43 @@ def test_nf4_weights_are_off_by_half_the_largest_gap_of_the_code_at_most(lab, fa
 
 @pytest.mark.parametrize("method", ["dynamic", "int4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_is_not_quantized_and_no_encoder_linear_is_left_in_full_precision(
-    lab, family, method
+def test_the_head_stays_in_full_precision_and_every_encoder_linear_is_quantized(
+    tiny_models, family, method
 ):
-    before, after = lab.tensors(family), lab.tensors(family, method)
+    before = tiny_models.parent_tensors(family)
+    after = tiny_models.quantized_tensors(family, method)
     for name in HEADS[family]:
         assert torch.equal(before[f"{name}.weight"], after[f"{name}.weight"])
-    full = {name for name, tensor in after.items() if tensor.dtype == torch.float32}
-    assert full.isdisjoint({f"{name}.weight" for name in encoder_weights(lab, family)})
+    full_precision = {name for name, tensor in after.items() if tensor.dtype == torch.float32}
+    encoder = {f"{name}.weight" for name in encoder_weights(tiny_models, family)}
+    assert full_precision.isdisjoint(encoder)
 
 
 @pytest.mark.parametrize("method", QUANTIZERS)
-def test_a_directory_holds_what_serving_needs_and_nothing_else(lab, method):
-    path = lab.quantized("bert", method)
-    served = {file for engine in QUANTIZERS[method] for file in serving_files(path, engine)}
-    assert served == {file for file in path.rglob("*") if file.is_file()}
-    assert {file.name for file in served} >= {
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
+def test_a_directory_contains_the_files_needed_for_serving_and_no_others(tiny_models, method):
+    path = tiny_models.quantized("bert", method)
+    needed = set()
+    for engine in QUANTIZERS[method]:
+        needed |= set(serving_files(path, engine))
+    assert needed == {file for file in path.rglob("*") if file.is_file()}
+    names = {file.name for file in needed}
+    assert names >= {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_the_formats_of_a_method_have_a_row_each():
+    assert quantized_formats(Options(quant_method="fp16")) == {"fp16": "torch"}
+    assert quantized_formats(Options(quant_method="dynamic")) == {
+        "dynamic": "torch",
+        "dynamic-onnx": "onnx",
     }
+    assert quantized_formats(Options(quant_method="static")) == {"static-onnx": "onnx"}
+    assert quantized_formats(Options(quant_method="int4")) == {"int4": "torch"}
 
 
-def test_nf4_leaves_widths_that_are_no_multiple_of_its_block(tmp_path):
+def test_nf4_keeps_linears_in_full_precision_if_their_width_is_not_a_multiple_of_a_block(tmp_path):
     config = replace_config("bert", intermediate_size=100)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-    left = quantization.skipped_modules(tmp_path, width_multiple=64)
-    assert sorted(left) == [
+    assert sorted(unquantizable_linears(tmp_path, width_multiple=64)) == [
         "bert.encoder.layer.0.output.dense",
         "bert.encoder.layer.1.output.dense",
         "bert.pooler.dense",
@@ -415,43 +314,43 @@ def test_nf4_leaves_widths_that_are_no_multiple_of_its_block(tmp_path):
     ]
 
 
-def test_nf4_refuses_a_model_of_which_nothing_fits(tmp_path):
+def test_nf4_rejects_a_model_without_a_linear_of_a_suitable_width(tmp_path):
     config = replace_config("bert", hidden_size=40, intermediate_size=100)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="--quant_method is int4, but .* multiple of 64"):
-        QUANTIZERS["int4"]["torch"](tmp_path, tmp_path / "out", TEXTS, MAX_LENGTH)
+        quantize_all("int4", tmp_path, tmp_path / "out")
 
 
-def replace_config(family: str, **changes):
-    return type(CONFIGS[family])(**{**CONFIGS[family].to_dict(), **changes})
+def text_lengths(texts: list[str]) -> list[int]:
+    return [len(text) for text in texts]
 
 
-def test_logits_come_back_in_the_order_of_the_texts():
-    lengths = Engine(
-        list, lambda texts: [len(text) for text in texts], lambda batch: np.array([batch]).T
-    )
-    assert predict_logits(lengths, TEXTS, batch=7)[:, 0].tolist() == [len(text) for text in TEXTS]
+def test_logits_are_in_the_order_of_the_texts():
+    engine = Engine(list, text_lengths, lambda lengths: np.array([lengths]).T)
+    assert predict_logits(engine, TEXTS, batch=7)[:, 0].tolist() == text_lengths(TEXTS)
 
 
-def test_rows_are_padded_on_their_side_and_padding_is_masked():
-    for side, ids, mask in (
-        ("right", [[5, 6, 7], [8, 1, 1]], [[1, 1, 1], [1, 0, 0]]),
-        ("left", [[5, 6, 7], [1, 1, 8]], [[1, 1, 1], [0, 0, 1]]),
-    ):
-        batch = make_collate(1, side)([[5, 6, 7], [8]])
-        assert batch["input_ids"].tolist() == ids and batch["attention_mask"].tolist() == mask
+def test_rows_are_padded_on_the_given_side_and_padding_is_masked():
+    right = make_collate(1, "right")([[5, 6, 7], [8]])
+    assert right["input_ids"].tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert right["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    left = make_collate(1, "left")([[5, 6, 7], [8]])
+    assert left["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_batching_does_not_change_a_rows_logits(lab):
-    engine = load_engine(lab.parent("roberta"), "torch", MAX_LENGTH)
-    alone = np.concatenate([predict_logits(engine, [text]) for text in TEXTS])
-    assert np.abs(predict_logits(engine, TEXTS, batch=16) - alone).max() < 1e-5
+def test_the_batch_size_does_not_change_the_logits_of_a_row(tiny_models):
+    engine = load_engine(tiny_models.parent("roberta"), "torch", MAX_LENGTH)
+    expected = predict_logits(engine, TEXTS, batch=1)
+    assert np.abs(predict_logits(engine, TEXTS, batch=16) - expected).max() < 1e-5
 
 
 @pytest.fixture
-def linear_forms(tmp_path) -> dict[str, Path]:
-    """A binary and a multi-label pipeline on four texts over three words; the first word counts
-    for nothing."""
+def linear_baselines(tmp_path) -> dict[str, Path]:
+    """A binary and a multi-label pipeline, fitted on four texts of three words.
+
+    The coefficient of the first word is zero.
+    """
     import joblib
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -459,60 +358,58 @@ def linear_forms(tmp_path) -> dict[str, Path]:
     from sklearn.pipeline import make_pipeline
 
     texts = ["red green", "red", "blue", "green blue"]
-    targets = {"single": [0, 0, 1, 1], "multi": np.array([[1, 0], [1, 1], [0, 1], [0, 0]])}
-    classifiers = {
-        "single": LogisticRegression(),
-        "multi": OneVsRestClassifier(LogisticRegression()),
-    }
-    for name, classifier in classifiers.items():
-        (tmp_path / name).mkdir()
-        pipeline = make_pipeline(TfidfVectorizer(), classifier).fit(texts, targets[name])
-        for fitted in getattr(pipeline[-1], "estimators_", [pipeline[-1]]):
-            fitted.coef_[0, 0] = 0
-        joblib.dump(pipeline, tmp_path / name / "linear.joblib")
-    return {name: tmp_path / name for name in classifiers}
+    binary = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    binary.fit(texts, [0, 0, 1, 1])
+    binary[-1].coef_[0, 0] = 0
+    multi_label = make_pipeline(TfidfVectorizer(), OneVsRestClassifier(LogisticRegression()))
+    multi_label.fit(texts, np.array([[1, 0], [1, 1], [0, 1], [0, 0]]))
+    for estimator in multi_label[-1].estimators_:
+        estimator.coef_[0, 0] = 0
+    directories = {}
+    for name, pipeline in {"binary": binary, "multi-label": multi_label}.items():
+        directories[name] = tmp_path / name
+        directories[name].mkdir()
+        joblib.dump(pipeline, directories[name] / "linear.joblib")
+    return directories
 
 
-def test_linear_logits_are_log_probabilities_or_log_odds(linear_forms):
+def linear_logits_and_probabilities(directory: Path) -> tuple[torch.Tensor, np.ndarray]:
     import joblib
 
-    for name, to_probabilities in (
-        ("single", lambda x: torch.softmax(x, 1)),
-        ("multi", torch.sigmoid),
-    ):
-        logits = predict_logits(
-            load_engine(linear_forms[name], "linear", MAX_LENGTH), ["red", "blue green"]
-        )
-        expected = joblib.load(linear_forms[name] / "linear.joblib").predict_proba(
-            ["red", "blue green"]
-        )
-        assert np.allclose(to_probabilities(torch.from_numpy(logits)), expected, atol=1e-6)
+    texts = ["red", "blue green"]
+    logits = predict_logits(load_engine(directory, "linear", MAX_LENGTH), texts)
+    probabilities = joblib.load(directory / "linear.joblib").predict_proba(texts)
+    return torch.from_numpy(logits), probabilities
 
 
-def test_linear_counts_by_hand(linear_forms):
-    single, multi = (count_parameters(linear_forms[name], "linear") for name in ("single", "multi"))
-    assert single.parameters == 3 + 1 + 3 and multi.parameters == 2 * (3 + 1) + 3
-    assert single.nonzeros == single.parameters - 1 and multi.nonzeros == multi.parameters - 2
-    assert single.sparsity == pytest.approx(1 / 3) and multi.sparsity == pytest.approx(2 / 6)
+def test_linear_logits_are_log_probabilities_or_log_odds(linear_baselines):
+    logits, expected = linear_logits_and_probabilities(linear_baselines["binary"])
+    assert np.allclose(torch.softmax(logits, 1), expected, atol=1e-6)
+    logits, expected = linear_logits_and_probabilities(linear_baselines["multi-label"])
+    assert np.allclose(torch.sigmoid(logits), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "method, package", [(m, package) for m, needed in REQUIREMENTS.items() for package in needed]
-)
-def test_a_missing_package_is_refused_in_one_line(monkeypatch, method, package):
-    found = compression_config.find_spec
-    monkeypatch.setattr(
-        compression_config, "find_spec", lambda name: None if name == package else found(name)
-    )
+def test_counts_of_linear_baselines_are_those_computed_by_hand(linear_baselines):
+    binary = count_parameters(linear_baselines["binary"], "linear")
+    assert binary.parameters == 3 + 1 + 3  # coefficients, intercept, document frequencies
+    assert binary.nonzeros == binary.parameters - 1
+    assert binary.sparsity == pytest.approx(1 / 3)
+    multi_label = count_parameters(linear_baselines["multi-label"], "linear")
+    assert multi_label.parameters == 2 * (3 + 1) + 3
+    assert multi_label.nonzeros == multi_label.parameters - 2
+    assert multi_label.sparsity == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("method, package", METHODS_AND_PACKAGES)
+def test_a_missing_package_of_a_method_is_reported_in_one_line(monkeypatch, method, package):
+    hide_package(monkeypatch, package)
     with pytest.raises(UserError) as refusal:
         check_installed("--quant_method", method, REQUIREMENTS[method])
-    assert (
-        str(refusal.value)
-        == f"--quant_method is {method}, but must have {package}: pip install {package}"
-    )
+    expected = f"--quant_method is {method}, but needs {package}: pip install {package}"
+    assert str(refusal.value) == expected
 
 
-def test_nothing_is_missing_here():
+def test_the_packages_of_every_method_are_installed():
     assert REQUIREMENTS.keys() == QUANTIZERS.keys()
     for method in QUANTIZERS:
         check_installed("--quant_method", method, REQUIREMENTS[method])

@@ -1,107 +1,102 @@
-"""Real public files, where REAL_DATA_DIR names their folder: columns, splits and traps found
-unaided."""
+"""Public datasets: columns, splits and known problems are detected without help.
+
+REAL_DATA_DIR is the directory with the files; without it, the tests are skipped.
+"""
 
 import logging
 import os
 from pathlib import Path
 
 import pytest
+from corpora import audit_of
 
 from compression_config import Options
-from corpus.audit import audit_corpus, audit_table
-from corpus.columns import read_corpus, text_key
-from data import drop_unusable_rows, label_array, load_splits, split_corpus
+from corpus.audit import audit_table
+from corpus.text_keys import text_key
+from data import label_array, load_splits
 
-FOLDER = os.environ.get("REAL_DATA_DIR")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="REAL_DATA_DIR is not set")
+DIRECTORY = os.environ.get("REAL_DATA_DIR", "")
+pytestmark = pytest.mark.skipif(not DIRECTORY, reason="REAL_DATA_DIR is not set")
+
+BANGLA_BINARY = "bangla_hatespeech_binary.csv"
+BANGLA_MULTI_LABEL = "bangla_cyberbully_multilabel.csv"
+ENGLISH_BINARY = "english_offensive_binary.csv"
+BULLYING_LABELS = ("bully", "sexual", "religious", "threat", "spam")
 
 
-def load(name: str, **options):
-    return load_splits(Options(dataset_path=str(Path(FOLDER or "") / name), **options))
+def options_of(name: str, **options) -> Options:
+    return Options(dataset_path=str(Path(DIRECTORY) / name), **options)
 
 
-def test_bangla_binary_drops_its_contradictions_and_keeps_copies_together(caplog):
+def test_bangla_binary_drops_contradictions_and_keeps_duplicates_in_one_split(caplog):
     with caplog.at_level(logging.WARNING):
-        splits, task, columns = load("bangla_hatespeech_binary.csv")
-    assert columns == {
-        "text_column": "Comments",
-        "label_columns": ("HateSpeech",),
-    } and task.labels == ("0", "1")
+        splits, task, columns = load_splits(options_of(BANGLA_BINARY))
+    assert columns == {"text_column": "Comments", "label_columns": ("HateSpeech",)}
+    assert task.labels == ("0", "1")
     assert "their 38 texts have more than one label" in caplog.text
-    texts = {name: split.data.column("text").combine_chunks() for name, split in splits.items()}
-    keys = {name: set(text_key(part).to_pylist()) for name, part in texts.items()}
-    assert not keys["train"] & keys["test"] and not keys["train"] & keys["validation"]
-    assert all(
-        label_array(split).mean() == pytest.approx(0.507, abs=0.02) for split in splits.values()
-    )
+    keys = {}
+    for name, split in splits.items():
+        keys[name] = set(text_key(split.data.column("text").combine_chunks()).to_pylist())
+        assert label_array(split).mean() == pytest.approx(0.507, abs=0.02)
+    assert not keys["train"] & keys["test"]
+    assert not keys["train"] & keys["validation"]
 
 
-def test_english_keeps_its_own_split():
-    splits, task, columns = load("english_offensive_binary.csv")
-    assert columns == {"text_column": "text", "label_columns": ("label",)} and not task.multi_label
-    assert splits.num_rows == {
-        "train": 11890,
-        "validation": 1322,
-        "test": 858,
-    }  # 16 leaks and 7 contradictions less
+def test_english_keeps_the_splits_of_the_file():
+    splits, task, columns = load_splits(options_of(ENGLISH_BINARY))
+    assert columns == {"text_column": "text", "label_columns": ("label",)}
+    assert not task.multi_label
+    # Without 16 leaks and 7 contradicting texts.
+    assert splits.num_rows == {"train": 11890, "validation": 1322, "test": 858}
 
 
-def test_bangla_multi_label_needs_its_label_columns_and_finds_its_text(caplog):
-    names = ("bully", "sexual", "religious", "threat", "spam")
+def test_bangla_multi_label_needs_its_label_columns_and_detects_its_text_column(caplog):
+    options = options_of(BANGLA_MULTI_LABEL, label_columns=BULLYING_LABELS)
     with caplog.at_level(logging.WARNING):
-        splits, task, columns = load("bangla_cyberbully_multilabel.csv", label_columns=names)
-    assert columns["text_column"] == "comment" and task.multi_label and task.labels == names
+        splits, task, columns = load_splits(options)
+    assert columns["text_column"] == "comment"
+    assert task.multi_label and task.labels == BULLYING_LABELS
     assert "more than one label" in caplog.text
-    assert all((label_array(split).sum(axis=0) > 0).all() for split in splits.values())
+    for split in splits.values():
+        assert (label_array(split).sum(axis=0) > 0).all()
 
 
-def audited(name: str, **options) -> dict:
-    chosen = Options(dataset_path=str(Path(FOLDER or "") / name), **options)
-    labelled = read_corpus(chosen)
-    return audit_corpus(labelled, split_corpus(drop_unusable_rows(labelled), chosen), {}, 128)
-
-
-def test_the_audit_finds_the_traps_of_the_bangla_binary_file():
-    found = audited("bangla_hatespeech_binary.csv")
-    assert found["rows"] == 16407 and found["labels"]["1"] == pytest.approx(0.507, abs=0.001)
-    (drift,) = found["order_drift"]
+def test_the_audit_reports_the_problems_of_the_bangla_binary_file():
+    audit = audit_of(options_of(BANGLA_BINARY))
+    assert audit["rows"] == 16407
+    assert audit["labels"]["1"] == pytest.approx(0.507, abs=0.001)
+    (drift,) = audit["order_drift"]
     assert drift["last_row"] == 12000
-    assert drift["before"] == pytest.approx(0.693, abs=0.001) and drift["after"] == 8 / 4407
-    assert (
-        found["copies"]["normalized"] == 620 and found["contradictions"]["texts"] == 38
-    )  # 3.8 % of texts
-    marks = found["characters"]
-    assert (
-        marks["no_break_space"]["characters"] == 556
-        and marks["left_to_right_mark"]["characters"] == 195
-    )
-    assert (
-        marks["edge_blanks"]["rows"] == 3562 and marks["changed_by_nfc"]["rows"] == 5619
-    )  # 22 % and 34 %
-    assert "label 1: 69.3% up to row 12000, 0.2% after it" in audit_table(found)
+    assert drift["before"] == pytest.approx(0.693, abs=0.001)
+    assert drift["after"] == 8 / 4407
+    assert audit["copies"]["normalized"] == 620  # 3.8 % of texts
+    assert audit["contradictions"]["texts"] == 38
+    characters = audit["characters"]
+    assert characters["no_break_space"]["characters"] == 556
+    assert characters["left_to_right_mark"]["characters"] == 195
+    assert characters["edge_blanks"]["rows"] == 3562  # 22 %
+    assert characters["changed_by_nfc"]["rows"] == 5619  # 34 %
+    assert "label 1: 69.3% up to row 12000, 0.2% after it" in audit_table(audit)
 
 
-def test_the_audit_finds_the_traps_of_the_multi_label_file():
-    names = ("bully", "sexual", "religious", "threat", "spam")
-    found = audited("bangla_cyberbully_multilabel.csv", label_columns=names)
-    assert (
-        found["copies"]["normalized"] == 2398 and found["contradictions"]["texts"] == 372
-    )  # 19.1 % of texts
-    assert found["characters"]["newline"]["rows"] == 311
-    assert found["near_equal_values"]["Gender"] == [["female", "female "]]
-    threat = found["order_drift"][0]
-    assert (
-        threat["label"] == "threat"
-        and 10000 < threat["last_row"] < 10700
-        and threat["before"] < 0.02
-    )
+def test_the_audit_reports_the_problems_of_the_multi_label_file():
+    audit = audit_of(options_of(BANGLA_MULTI_LABEL, label_columns=BULLYING_LABELS))
+    assert audit["copies"]["normalized"] == 2398  # 19.1 % of texts
+    assert audit["contradictions"]["texts"] == 372
+    assert audit["characters"]["newline"]["rows"] == 311
+    assert audit["near_equal_values"]["Gender"] == [["female", "female "]]
+    widest = audit["order_drift"][0]
+    assert widest["label"] == "threat"
+    assert 10000 < widest["last_row"] < 10700
+    assert widest["before"] < 0.02
 
 
-def test_the_audit_finds_what_leaks_over_the_english_files_own_split():
-    found = audited("english_offensive_binary.csv")
-    assert found["leaks"] == {
+def test_the_audit_reports_the_leaks_across_the_splits_of_the_english_file():
+    audit = audit_of(options_of(ENGLISH_BINARY))
+    assert audit["leaks"] == {
         "same_text": 16,
         "near_identical_validation": 9,
         "near_identical_test": 1,
     }
-    assert found["order_drift"] == [] and found["characters"]["edge_blanks"]["rows"] == 14100
+    assert audit["order_drift"] == []
+    assert audit["characters"]["edge_blanks"]["rows"] == 14100
