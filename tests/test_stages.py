@@ -22,7 +22,6 @@ import distillation
 import encoders.sparsity
 import pruning
 import training
-from benchmark import add_speedups
 from compression_config import Options
 from data import label_array, load_splits
 from encoders.families import encoder_linears
@@ -30,6 +29,7 @@ from encoders.scratch import scratch_model
 from encoders.sparsity import sparsity
 from encoders.start import start_student
 from engines.engine import ModelFormat, load_engine, predict_logits
+from engines.latency import add_speedups
 from evaluation import evaluate, read_logits
 from experiments.stages import check_zeros_kept
 from metrics import agreement, macro_f1, quality_metrics
