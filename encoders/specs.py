@@ -102,6 +102,8 @@ def check_spec(spec: str, flag: str) -> None:
             )
     elif Path(spec).exists():
         check_directory(spec, flag)
+    elif Path(spec).is_absolute() or spec.count("/") > 1:  # not a hub name
+        raise UserError(f"{flag} is {spec}, but there is no such directory")
 
 
 def check_specs(runs: list[Options]) -> None:

@@ -74,9 +74,9 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
             codes.append(main(argv))
     (folder,) = (output / "compressed_models").glob("ablation_tiny_*")
     document = json.loads((folder / "results_ablation.json").read_text())
-    results = {
-        name: results.read_rows(str(folder.with_name(name))) for name in document["experiments"]
-    }
+    rows = {}
+    for name in document["experiments"]:
+        rows[name] = results.read_rows(str(folder.with_name(name)))
     return SimpleNamespace(
         argv=argv,
         output=output,
@@ -88,7 +88,7 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
         printed=printed.getvalue(),
         folder=folder,
         document=document,
-        results=results,
+        results=rows,
     )
 
 

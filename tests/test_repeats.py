@@ -272,4 +272,4 @@ def test_the_table_prints_as_text_markdown_and_latex(tmp_path, capsys):
         in capsys.readouterr().out
     )
     assert report.main([str(tmp_path / "absent")]) == 2
-    assert "holds no results_final.json" in capsys.readouterr().err
+    assert "contains no results_final.json" in capsys.readouterr().err
