@@ -3,14 +3,20 @@
 `--help` and every error in the options are answered before anything heavy is imported.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
+from typing import TYPE_CHECKING
 
-from compression_config import Options, check_versions
+from compression_config import ErrorCollector, Options, check_versions
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import log_to_files, set_up_process, start_logging
+
+if TYPE_CHECKING:
+    from corpus.columns import LabelledCorpus
 
 
 def log_level(options: Options) -> int:
@@ -18,6 +24,23 @@ def log_level(options: Options) -> int:
     if options.quiet:
         return logging.ERROR
     return logging.DEBUG if options.verbose else logging.INFO
+
+
+def read_data(options: Options) -> LabelledCorpus:
+    """The labelled file; UserError with everything that is wrong with it and with the model specs.
+
+    It needs no torch, so that these errors are reported within a second or two.
+    """
+    from corpus.columns import read_corpus
+    from encoders.specs import check_specs
+
+    errors = ErrorCollector()
+    with errors:
+        corpus = read_corpus(options)
+    with errors:
+        check_specs(expand_runs(options))
+    errors.raise_if_any()
+    return corpus
 
 
 def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
@@ -28,10 +51,8 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
     start_logging(log_level(options))
     check_versions()
 
-    from corpus.columns import read_corpus
-
     with log_to_files() as run_log:
-        corpus = read_corpus(options)
+        corpus = read_data(options)
         set_up_process(log_level(options))
         # these import torch, so they come after every check that does not need it
         from corpus.audit import audit_table

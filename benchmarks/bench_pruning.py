@@ -76,7 +76,7 @@ def run_forward(model: PreTrainedModel, batches: list[Batch]) -> None:
 def run_wanda(model: PreTrainedModel, batches: list[Batch]) -> None:
     """Norms, scores and zeros of every Linear of the encoder."""
     linears = linears_to_prune(model, "all")
-    prune_(linears, "wanda", SPARSITY, "row", input_norms(model, linears, batches))
+    prune_(linears, "wanda", SPARSITY, input_norms(model, linears, batches))
 
 
 CALLS = {"forward": run_forward, "wanda": run_wanda}

@@ -26,6 +26,7 @@ from transformers import (
 
 from compression_config import UserError
 from encoders.families import encoder_layers
+from encoders.specs import check_directory
 from task import Task
 
 HUB_TIMEOUT_S = 5
@@ -79,24 +80,6 @@ def read_config(spec: str, flag: str) -> PretrainedConfig:
         ) from error
     check_encoder(config, spec, flag)
     return config
-
-
-def check_directory(spec: str, flag: str) -> None:
-    """Refuse a directory without config or safetensors weights, or with code of its own."""
-    directory = Path(spec)
-    config_path = directory / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{flag} is {spec}, but that directory has no config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(
-            f"{flag} is {spec}, but that directory has no .safetensors weights (pickle files are "
-            "refused)"
-        )
-    if '"auto_map"' in config_path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(
-            f"{flag} is {spec}, but models that bring their own code (trust_remote_code) are "
-            "refused"
-        )
 
 
 def check_encoder(config: PretrainedConfig, spec: str, flag: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -16,16 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from compression_config import UserError
+from encoders.specs import scratch_config
 from task import Task
-
-SCRATCH_SPEC = re.compile(r"scratch:(\d+)x(\d+)")
 
 VOCABULARY_SIZE = 8000  # at most
 
 CONTINUATION_LIMIT = 1000  # `##x` tokens of one character, at most
-
-HEAD_SIZE = 64
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -34,11 +29,6 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-
-
-def is_fresh(spec: str) -> bool:
-    """Whether `spec` asks for randomly initialized encoder weights."""
-    return bool(SCRATCH_SPEC.fullmatch(spec))
 
 
 def wordpiece_tokenizer(model: WordPiece) -> Tokenizer:
@@ -103,24 +93,6 @@ def train_wordpiece(texts: Sequence[str], max_length: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, **SPECIAL_TOKENS
     )
-
-
-def scratch_config(spec: str) -> dict[str, int]:
-    """The config entries of `scratch:LAYERSxHIDDEN`: heads of 64, feed-forward width 4 * HIDDEN.
-
-    UserError if the shape is impossible.
-    """
-    layers, hidden = (int(number) for number in SCRATCH_SPEC.fullmatch(spec).groups())
-    if layers < 1 or hidden < HEAD_SIZE or hidden % HEAD_SIZE:
-        raise UserError(
-            f"{spec} must have at least one layer and a width that is a multiple of {HEAD_SIZE}"
-        )
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": hidden // HEAD_SIZE,
-        "intermediate_size": 4 * hidden,
-    }
 
 
 def scratch_model(

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,44 +22,10 @@ from encoders.pretrained import (
     model_without_weights,
     read_config,
 )
-from encoders.scratch import is_fresh, scratch_config, scratch_model, train_wordpiece
+from encoders.scratch import scratch_model, train_wordpiece
+from encoders.specs import TEACHER_SPEC, check_spec, is_scratch, scratch_config, teacher_layer_ids
 from runtime.distributed import is_main_process
 from task import Task
-
-TEACHER_SPEC = re.compile(r"teacher:(\d+(?:,\d+)*)")
-
-
-# Layers of the teacher
-
-
-def spaced_layers(count: int, available: int) -> list[int]:
-    """Ids of `count` evenly spaced layers, first and last included: 3 of 6 -> [0, 2, 5].
-
-    A single layer is the last one.
-    """
-    if count == 1:
-        return [available - 1]
-    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
-
-
-def teacher_layer_ids(spec: str, available: int) -> list[int]:
-    """The layer ids that `teacher:N` or `teacher:0,2,5` specifies.
-
-    UserError if the teacher, which has `available` layers, lacks one of them.
-    """
-    numbers = [int(number) for number in TEACHER_SPEC.fullmatch(spec)[1].split(",")]
-    if len(numbers) == 1:
-        count = numbers[0]
-        if not 1 <= count <= available:
-            raise UserError(f"--student_path is {spec}, but the teacher has {available} layers")
-        return spaced_layers(count, available)
-    if max(numbers) >= available or numbers != sorted(set(numbers)):
-        raise UserError(
-            f"--student_path is {spec}, but must name rising layers of the teacher's 0 to "
-            f"{available - 1}"
-        )
-    return numbers
-
 
 # Initial models
 
@@ -69,7 +34,7 @@ def start_tokenizer(
     spec: str, flag: str, texts: Sequence[str], max_length: int
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub name or directory, or for `scratch:LxH` one trained on `texts`."""
-    if is_fresh(spec):
+    if is_scratch(spec):
         return train_wordpiece(texts, max_length)
     return load_tokenizer(spec, flag)
 
@@ -78,7 +43,7 @@ def start_teacher(
     spec: str, task: Task, texts: Sequence[str], max_length: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The initial teacher with a head for `task`; `scratch:LxH` trains its tokenizer on `texts`."""
-    if is_fresh(spec):
+    if is_scratch(spec):
         return scratch_model(spec, task, texts, max_length)
     return load_pretrained(spec, "--teacher_path", task, max_length)
 
@@ -97,7 +62,7 @@ def start_student(
     `teacher:N` has layers, embeddings, head and tokenizer of the teacher in `teacher_dir`.
     `scratch:LxH` trains a tokenizer on `texts`, or has the teacher's if not `own_tokenizer`.
     """
-    if is_fresh(spec):
+    if is_scratch(spec):
         tokenizer = None
         if not own_tokenizer:
             tokenizer = load_tokenizer(str(teacher_dir), "--teacher_path")
@@ -125,28 +90,17 @@ def check_start(spec: str, flag: str, max_length: int) -> None:
 
     The layers of `teacher:N` are checked elsewhere, because the teacher is needed for that.
     """
-    if spec.startswith("scratch:"):
-        if not is_fresh(spec):
-            raise UserError(
-                f"{flag} is {spec}, but must read scratch:LAYERSxHIDDEN, such as scratch:4x256"
-            )
-        scratch_config(spec)
-    elif spec.startswith("teacher:"):
-        if flag != "--student_path" or not TEACHER_SPEC.fullmatch(spec):
-            raise UserError(
-                f"{flag} is {spec}, but only --student_path takes teacher:N or teacher:0,2,5"
-            )
-    else:
-        limit = position_limit(read_config(spec, flag))
-        if limit < max_length:
-            raise UserError(
-                f"--max_length is {max_length}, but {spec} reads at most {limit} tokens"
-            )
+    check_spec(spec, flag)
+    if is_scratch(spec) or TEACHER_SPEC.fullmatch(spec):
+        return
+    limit = position_limit(read_config(spec, flag))
+    if limit < max_length:
+        raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
 
 
 def config_value(spec: str, flag: str, name: str) -> int:
     """An entry of the model's config, such as `num_hidden_layers`."""
-    if is_fresh(spec):
+    if is_scratch(spec):
         return scratch_config(spec)[name]
     return getattr(read_config(spec, flag), name)
 
@@ -158,7 +112,7 @@ def empty_encoder(spec: str, flag: str) -> PreTrainedModel:
 
 def has_known_queries(spec: str, flag: str) -> bool:
     """Whether the names of the model's query, key and value Linears are known."""
-    if is_fresh(spec):
+    if is_scratch(spec):
         return True
     _, layers = encoder_layers(empty_encoder(spec, flag))
     return bool(query_key_value(layers[0]))

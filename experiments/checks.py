@@ -14,15 +14,13 @@ import export
 import quantization
 from compression_config import PIPELINES, ErrorCollector, Options, UserError, check_installed
 from encoders.families import ffn_width
-from encoders.scratch import is_fresh
+from encoders.pretrained import load_tokenizer, read_config
+from encoders.specs import is_scratch, teacher_layer_ids
 from encoders.start import (
     check_start,
     config_value,
     empty_encoder,
     has_known_queries,
-    read_config,
-    start_tokenizer,
-    teacher_layer_ids,
 )
 from encoders.vocabulary import plain_backend
 from losses import KD_LOSSES
@@ -118,7 +116,7 @@ def check_student(options: Options) -> None:
         teacher_layer_ids(options.student_path, layers)
     if options.kd_method != "logit":
         check_state_losses(options)
-    if options.student_tokenizer == "teacher" and not is_fresh(options.student_path):
+    if options.student_tokenizer == "teacher" and not is_scratch(options.student_path):
         raise UserError(
             f"--student_tokenizer is teacher, but --student_path {options.student_path} has its "
             "own; only a scratch:LxH student can use another"
@@ -162,13 +160,13 @@ def check_queries_known(options: Options, flag: str) -> None:
 
 def has_same_tokenizer(options: Options) -> bool:
     """Whether a student that is not made of the teacher's layers has the teacher's tokenizer."""
-    if is_fresh(options.student_path):
+    if is_scratch(options.student_path):
         return options.student_tokenizer == "teacher"
-    if is_fresh(options.teacher_path):
+    if is_scratch(options.teacher_path):
         return False
     serialized = []
     for flag in ("student_path", "teacher_path"):
-        tokenizer = load_tokenizer(options, flag)
+        tokenizer = tokenizer_of(options, flag)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:  # not of the tokenizers library
             return False
@@ -178,9 +176,9 @@ def has_same_tokenizer(options: Options) -> bool:
     return serialized[0] == serialized[1]
 
 
-def load_tokenizer(options: Options, flag: str) -> Any:
+def tokenizer_of(options: Options, flag: str) -> Any:
     """The tokenizer of the pretrained model that `flag` names."""
-    return start_tokenizer(getattr(options, flag), f"--{flag}", [], options.max_length)
+    return load_tokenizer(getattr(options, flag), f"--{flag}")
 
 
 def check_shapes(options: Options) -> None:
@@ -189,14 +187,14 @@ def check_shapes(options: Options) -> None:
     is_own_student = distills and not options.student_path.startswith("teacher:")
     flag = "student_path" if is_own_student else "teacher_path"
     spec = getattr(options, flag)
-    if spec.startswith("scratch:") and not is_fresh(spec):
+    if spec.startswith("scratch:") and not is_scratch(spec):
         return  # check_start refuses it
     tokenizer_flag = "teacher_path" if options.student_tokenizer == "teacher" else flag
-    if options.trim_vocab != "none" and not is_fresh(getattr(options, tokenizer_flag)):
-        plain_backend(load_tokenizer(options, tokenizer_flag))
+    if options.trim_vocab != "none" and not is_scratch(getattr(options, tokenizer_flag)):
+        plain_backend(tokenizer_of(options, tokenizer_flag))
     if options.ffn_width is None:
         return
-    if is_fresh(spec):
+    if is_scratch(spec):
         own_width = config_value(spec, f"--{flag}", "intermediate_size")
     else:
         model = empty_encoder(spec, f"--{flag}")
@@ -274,11 +272,11 @@ def default_lr(*, is_scratch: bool) -> float:
 def resolve_defaults(options: Options, columns: dict[str, Any]) -> Options:
     """The options with every `auto` and every unset default replaced by its value."""
     device = resolve_device(options.device)
-    teacher_is_scratch = is_fresh(options.teacher_path)
+    teacher_is_scratch = is_scratch(options.teacher_path)
     learner_is_scratch = teacher_is_scratch
     distills = "distill" in PIPELINES[options.pipeline]
     if distills and not options.student_path.startswith("teacher:"):
-        learner_is_scratch = is_fresh(options.student_path)
+        learner_is_scratch = is_scratch(options.student_path)
     return replace(
         options,
         **columns,

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from encoders.calibration import input_norms
 from encoders.families import encoder_linears, is_attention, keep_layers_
 from encoders.sparsity import apply_masks_, check_zero_count, count_zeros, nonzero_masks, sparsity
-from encoders.start import spaced_layers
+from encoders.specs import spaced_layers
 from losses import balanced_weights, distillation_loss, hard_label_loss, soft_label_loss
 from pruning import (
     SCORERS,

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from compression_config import UserError
 from corpus import readers
-from corpus.input_files import open_rows
-from corpus.readers import read_file, stream_texts
+from corpus.readers import read_file
 from corpus.row_formats import DELIMITERS, RowLines, csv_rows
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "300"))
@@ -286,9 +285,17 @@ def test_an_odd_file_is_read_exactly(name, content, columns, tmp_path):
             "line 1 is not a JSON object: maximum recursion depth",
         ),
         ("same_key.jsonl", '{"a": 1, "a": 2}', "line 1 is not a JSON object: a key is repeated"),
-        ("same_name.jsonl", '{"a": 1, "a ": 2}', "line 1 has two keys that differ only in white space"),
+        (
+            "same_name.jsonl",
+            '{"a": 1, "a ": 2}',
+            "line 1 has two keys that differ only in white space",
+        ),
         ("nan.jsonl", '{"a": NaN}', "line 1 is not a JSON object: NaN is not a JSON value"),
-        ("half_a_pair.jsonl", '{"a": "x"}\n{"a": "\\ud83d"}', "line 2 has half of a surrogate pair"),
+        (
+            "half_a_pair.jsonl",
+            '{"a": "x"}\n{"a": "\\ud83d"}',
+            "line 2 has half of a surrogate pair",
+        ),
         ("half_a_pair_named.jsonl", '{"\\ude00": 1}', "line 1 has half of a surrogate pair"),
         ("table.xlsx", b"PK\x03\x04", "its name must end in .csv or .tsv or"),
         ("no_suffix", PLAIN, "its name must end in .csv or .tsv or"),

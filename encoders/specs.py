@@ -1,0 +1,116 @@
+"""What `--teacher_path` and `--student_path` may be, checked without loading a model. No torch.
+
+| spec | model |
+|---|---|
+| `scratch:4x256` | randomly initialized: 4 layers, hidden size 256 |
+| `teacher:2`, `teacher:0,5` | layers of the fine-tuned teacher (student only) |
+| hub name, directory | pretrained weights and tokenizer |
+"""
+
+import re
+from pathlib import Path
+
+from compression_config import PIPELINES, ErrorCollector, Options, UserError
+
+SCRATCH_SPEC = re.compile(r"scratch:(\d+)x(\d+)")
+TEACHER_SPEC = re.compile(r"teacher:(\d+(?:,\d+)*)")
+HEAD_SIZE = 64
+
+
+def is_scratch(spec: str) -> bool:
+    """Whether `spec` asks for randomly initialized encoder weights."""
+    return bool(SCRATCH_SPEC.fullmatch(spec))
+
+
+def scratch_config(spec: str) -> dict[str, int]:
+    """The config entries of `scratch:LAYERSxHIDDEN`: heads of 64, feed-forward width 4 * HIDDEN.
+
+    UserError if the shape is impossible.
+    """
+    layers, hidden = (int(number) for number in SCRATCH_SPEC.fullmatch(spec).groups())
+    if layers < 1 or hidden < HEAD_SIZE or hidden % HEAD_SIZE:
+        raise UserError(
+            f"{spec} must have at least one layer and a width that is a multiple of {HEAD_SIZE}"
+        )
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": hidden // HEAD_SIZE,
+        "intermediate_size": 4 * hidden,
+    }
+
+
+def spaced_layers(count: int, available: int) -> list[int]:
+    """Ids of `count` evenly spaced layers, first and last included: 3 of 6 -> [0, 2, 5].
+
+    A single layer is the last one.
+    """
+    if count == 1:
+        return [available - 1]
+    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
+
+
+def teacher_layer_ids(spec: str, available: int) -> list[int]:
+    """The layer ids that `teacher:N` or `teacher:0,2,5` specifies.
+
+    UserError if the teacher, which has `available` layers, lacks one of them.
+    """
+    numbers = [int(number) for number in TEACHER_SPEC.fullmatch(spec)[1].split(",")]
+    if len(numbers) == 1:
+        count = numbers[0]
+        if not 1 <= count <= available:
+            raise UserError(f"--student_path is {spec}, but the teacher has {available} layers")
+        return spaced_layers(count, available)
+    if max(numbers) >= available or numbers != sorted(set(numbers)):
+        raise UserError(
+            f"--student_path is {spec}, but must name rising layers of the teacher's 0 to "
+            f"{available - 1}"
+        )
+    return numbers
+
+
+def check_directory(spec: str, flag: str) -> None:
+    """Refuse a directory without config or safetensors weights, or with code of its own."""
+    directory = Path(spec)
+    config_path = directory / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"{flag} is {spec}, but that directory has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(
+            f"{flag} is {spec}, but that directory has no .safetensors weights (pickle files are "
+            "refused)"
+        )
+    if '"auto_map"' in config_path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(
+            f"{flag} is {spec}, but models that bring their own code (trust_remote_code) are "
+            "refused"
+        )
+
+
+def check_spec(spec: str, flag: str) -> None:
+    """Refuse a spec whose syntax is wrong, or a local directory that is not a usable model."""
+    if spec.startswith("scratch:"):
+        if not is_scratch(spec):
+            raise UserError(
+                f"{flag} is {spec}, but must read scratch:LAYERSxHIDDEN, such as scratch:4x256"
+            )
+        scratch_config(spec)
+    elif spec.startswith("teacher:"):
+        if flag != "--student_path" or not TEACHER_SPEC.fullmatch(spec):
+            raise UserError(
+                f"{flag} is {spec}, but only --student_path takes teacher:N or teacher:0,2,5"
+            )
+    elif Path(spec).exists():
+        check_directory(spec, flag)
+
+
+def check_specs(runs: list[Options]) -> None:
+    """UserError with everything that is wrong with the specs of a teacher and a student."""
+    errors = ErrorCollector()
+    with errors:
+        check_spec(runs[0].teacher_path, "--teacher_path")
+    distills = any("distill" in PIPELINES[run.pipeline] for run in runs)
+    if distills and runs[0].student_path is not None:
+        with errors:
+            check_spec(runs[0].student_path, "--student_path")
+    errors.raise_if_any()
