@@ -43,7 +43,7 @@ WARM_UP_ROWS = 64
 STARTS = 3  # per format; the fastest counts
 POLL_S = 0.02
 MIB = 2**20
-SUMMARY = re.compile(r"([\d,]+) rows scored.*; (\d+) texts/s, (\d+) % of the time in tokenization")
+SUMMARY = re.compile(r"([\d,]+) rows labelled.*; (\d+) texts/s, (\d+) % of the time in tokenization")
 ENGINE = re.compile(r"engine: (\S+), threads: (\d+)")
 
 
@@ -147,7 +147,7 @@ def score_file(model_dir: Path, rows: Path, count: int, engine: str) -> Scoring:
     scored, texts_s, percent = SUMMARY.search(logged).groups()
     format_name, threads = ENGINE.search(logged).groups()
     if int(scored.replace(",", "")) != count:
-        raise SystemExit(f"{scored} of {count:,} rows were scored")
+        raise SystemExit(f"{scored} of {count:,} rows were labelled")
     return Scoring(
         rows=count,
         seconds=seconds,
