@@ -43,7 +43,9 @@ WARM_UP_ROWS = 64
 STARTS = 3  # per format; the fastest counts
 POLL_S = 0.02
 MIB = 2**20
-SUMMARY = re.compile(r"([\d,]+) rows labelled.*; (\d+) texts/s, (\d+) % of the time in tokenization")
+SUMMARY = re.compile(
+    r"([\d,]+) rows labelled.*; (\d+) texts/s, (\d+) % of the time in tokenization"
+)
 ENGINE = re.compile(r"engine: (\S+), threads: (\d+)")
 
 
