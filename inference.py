@@ -238,18 +238,22 @@ def find_text_column(columns: Sequence[str], requested: str | None, trained_on: 
 
 
 def make_writer(
-    options: argparse.Namespace, file: RowFile, added: PredictionColumns, *, multi_label: bool
+    input_format: str,
+    output_format: str,
+    file: RowFile,
+    added: PredictionColumns,
+    *,
+    multi_label: bool,
 ) -> Writer:
     """The writer of the output's format. A CSV keeps the delimiter of a CSV input."""
-    columns = [*file.columns, *added.names]
-    if options.output_format == "jsonl":
+    if output_format == "jsonl":
         return JsonLinesWriter()
-    if options.output_format == "parquet":
+    if output_format == "parquet":
         return ParquetWriter(file.columns, added, file.schema, multi_label=multi_label)
-    delimiter = "\t" if options.output_format == "tsv" else ","
-    if options.format == "csv" and options.output_format == "csv":
+    delimiter = "\t" if output_format == "tsv" else ","
+    if input_format == output_format == "csv":
         delimiter = file.delimiter
-    return CsvWriter(columns, added.label, delimiter)
+    return CsvWriter([*file.columns, *added.names], added.label, delimiter)
 
 
 def plan_job(options: argparse.Namespace, file: RowFile) -> Job:
@@ -261,7 +265,9 @@ def plan_job(options: argparse.Namespace, file: RowFile) -> Job:
     trained_on = read_stage_record(model_dir).get("text_column")
     text_column = find_text_column(file.columns, options.text_column, trained_on)
     added = prediction_columns(labels, file.columns, with_scores=options.scores)
-    writer = make_writer(options, file, added, multi_label=multi_label)
+    writer = make_writer(
+        options.format, options.output_format, file, added, multi_label=multi_label
+    )
     classifier = load(model_dir, options.engine, options.threads)
     log.info("engine: %s, threads: %d", classifier.format_name, classifier.threads)
     return Job(classifier, file, text_column, added, writer, options.batch)
