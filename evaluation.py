@@ -13,7 +13,7 @@ from compression_config import Options
 from engines.engine import ModelFormat, load_engine, predict_logits, serving_files
 from engines.parameter_counts import count_parameters
 from metrics import agreement, confidence_intervals, macro_f1, quality_metrics, slice_metrics
-from runtime.artifacts import archive_bytes
+from runtime.archives import archive_bytes
 from task import Task, decide, probabilities
 
 
@@ -34,8 +34,10 @@ def evaluate(
     `validation_macro_f1`, which the quality gate needs.
     """
     test, labels = read_split(test_path, task)
-    directory = model_format.path
-    engine = load_engine(directory, model_format.served, options.max_length, device=options.device)
+    directory = model_format.directory
+    engine = load_engine(
+        directory, model_format.format_name, options.max_length, device=options.device
+    )
     description = f"evaluate {model_format.name}"
     logits = predict_logits(engine, test["text"].tolist(), options.batch, description)
     write_predictions(out_path, test["id"].tolist(), labels, logits, multi_label=task.multi_label)
@@ -54,11 +56,13 @@ def evaluate(
     row |= format_notes(model_format)
     row |= size_on_disk(model_format)
 
-    counts = count_parameters(directory, model_format.served)
+    counts = count_parameters(directory, model_format.format_name)
     row["parameters"] = counts.parameters
     row["nonzeros"] = counts.nonzeros
     row["sparsity"] = counts.sparsity
-    row["packed_bytes"] = archive_bytes(serving_files(directory, model_format.served), directory)
+    row["packed_bytes"] = archive_bytes(
+        serving_files(directory, model_format.format_name), directory
+    )
     row["packed_mb"] = row["packed_bytes"] / 1e6
     return row
 
@@ -91,9 +95,9 @@ def read_logits(path: Path) -> np.ndarray:
 
 def size_on_disk(model_format: ModelFormat) -> dict[str, Any]:
     """Size and names of the files that serving the format requires."""
-    files = serving_files(model_format.path, model_format.served)
+    files = serving_files(model_format.directory, model_format.format_name)
     total_bytes = sum(file.stat().st_size for file in files)
-    names = [str(file.relative_to(model_format.path)) for file in files]
+    names = [str(file.relative_to(model_format.directory)) for file in files]
     return {"bytes": total_bytes, "size_mb": total_bytes / 1e6, "files": " ".join(names)}
 
 
@@ -103,7 +107,7 @@ def format_notes(model_format: ModelFormat) -> dict[str, str]:
     `thresholds`: the decision thresholds that are part of the weights. `layers_left_whole`: the
     layers that are kept in full precision.
     """
-    path = model_format.path / "config.json"
+    path = model_format.directory / "config.json"
     if not path.is_file():
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -36,7 +36,7 @@ from engines.engine import empty_model, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
 from task import Task
-from training import soft_target_loss, train_, training_settings
+from training import class_weights, soft_target_loss, train_, training_settings
 
 NF4_BLOCK = 64  # weights that share a scale
 
@@ -265,6 +265,8 @@ def train_quantization_aware(
     settings = training_settings(
         options, epochs=options.qat_epochs, learning_rate=options.lr * QAT_LR_FACTOR
     )
+    weights = class_weights(splits, task, options.class_weights, options.device)
+    loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
@@ -275,7 +277,7 @@ def train_quantization_aware(
         splits,
         out_dir,
         settings,
-        loss=soft_target_loss(splits, task, options),
+        loss=loss,
         callbacks=(KeepZeros(encoder_linears(model)),),
     )
     convert_qat_(model, bits)

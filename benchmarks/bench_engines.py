@@ -28,7 +28,15 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 import benchmark
 from benchmarks import peers
-from benchmarks.engine_cells import OURS, TOKENS, Cell, describe, make_cell, markdown, summary
+from benchmarks.engine_cells import (
+    OUR_FORMATS,
+    TOKENS,
+    Cell,
+    describe,
+    make_cell,
+    markdown,
+    summary,
+)
 from benchmarks.inputs import BINARY_TASK, MAX_LENGTH, read_texts
 from compression_config import UserError
 from encoders.scratch import train_wordpiece
@@ -82,7 +90,7 @@ CONTENDERS = {
     "onnxruntime quantize_dynamic": Contender(DYNAMIC_PEER),
     "openvino fp32": Contender(GRAPHS["openvino"].form, peers.load_openvino_with_defaults),
     "nncf quantize": Contender(NNCF_PEER, peers.load_openvino_with_defaults),
-    **{name: Contender(GRAPHS[name].form) for name in OURS},
+    **{name: Contender(GRAPHS[name].form) for name in OUR_FORMATS},
 }
 
 
@@ -111,7 +119,7 @@ def write_formats(texts: list[str], directory: Path) -> None:
     calibration = graphs.Calibration(directory, sample, MAX_LENGTH)
     peers.quantize_dynamic_with_defaults(source, directory / DYNAMIC_PEER)
     peers.nncf_quantize_with_defaults(source, directory / NNCF_PEER, calibration)
-    for name in OURS:
+    for name in OUR_FORMATS:
         GRAPHS[name].write(source, directory / GRAPHS[name].form, calibration, ())
 
 

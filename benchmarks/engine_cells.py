@@ -18,7 +18,7 @@ PEERS = (
     "openvino fp32",
     "nncf quantize",
 )
-OURS = ("onnx-int8", "onnx-static", "openvino-int8")
+OUR_FORMATS = ("onnx-int8", "onnx-static", "openvino-int8")
 TOKENS = {  # kind of input of benchmark.py -> tokens per text
     "latency_ms_p50_len32": "32",
     "latency_ms_p50_len128": "128",
@@ -81,20 +81,20 @@ class Cell(NamedTuple):
         """The format with the lowest median."""
         return min(names, key=self.median_ms)
 
-    def ratio_to_ours(self, name: str) -> Ratio:
+    def ratio_to_our_fastest(self, name: str) -> Ratio:
         """`name` / our fastest format, per round, so that machine noise affects both equally."""
-        ours = self.fastest(OURS)
-        ratios = np.divide(self.rounds_ms[name], self.rounds_ms[ours])
+        our_fastest = self.fastest(OUR_FORMATS)
+        ratios = np.divide(self.rounds_ms[name], self.rounds_ms[our_fastest])
         low, median, high = np.percentile(ratios, (25, 50, 75)).tolist()
-        return Ratio(name, ours, median, (high - low) / 2 / median)
+        return Ratio(name, our_fastest, median, (high - low) / 2 / median)
 
     def ratio_of_baseline(self) -> Ratio:
         """torch fp32 / our fastest format."""
-        return self.ratio_to_ours(BASELINE)
+        return self.ratio_to_our_fastest(BASELINE)
 
     def ratio_of_best_peer(self) -> Ratio:
         """The fastest peer / our fastest format."""
-        return self.ratio_to_ours(self.fastest(PEERS))
+        return self.ratio_to_our_fastest(self.fastest(PEERS))
 
     @property
     def is_slower_than_peer(self) -> bool:
@@ -132,7 +132,7 @@ def describe(cell: Cell) -> str:
     for ratio in (cell.ratio_of_baseline(), cell.ratio_of_best_peer()):
         lines.append(f"{ratio.slower} / {ratio.faster}: {ratio}")
     if cell.is_slower_than_peer:
-        lines.append("OURS IS SLOWER than the fastest peer")
+        lines.append("our fastest format is SLOWER than the fastest peer")
     if cell.is_busy:
         lines.append("the machine was busy: do not trust this cell")
     return "\n".join(lines) + "\n"
@@ -143,7 +143,7 @@ def markdown(cells: list[Cell]) -> str:
 
     `*` marks a busy machine, bold a cell in which a peer is faster.
     """
-    names = [*PEERS, *OURS]
+    names = [*PEERS, *OUR_FORMATS]
     heading = ["shape", "threads", "batch", "tokens", *names]
     heading += ["torch fp32 / ours", "best peer / ours"]
     table = [heading, ["---", *["--:"] * (len(heading) - 1)]]

@@ -92,12 +92,14 @@ def measure(
     seed: int,
     threads: int | None = None,
     kinds: Collection[str] = tuple(INPUT_KINDS),
+    *,
+    with_startup: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Format name -> the columns of `timing_metrics` and `measure_startup`, and `threads`.
 
     All engines use the same number of threads, by default torch's. `kinds` are keys of INPUT_KINDS;
-    `latency_ms_p50` must be among them. The linear baseline has no tokenizer: its time includes the
-    vectorizer.
+    `latency_ms_p50` must be among them. `with_startup=False` leaves out load time and memory. The
+    linear baseline has no tokenizer: its time includes the vectorizer.
     """
     import torch
 
@@ -108,7 +110,8 @@ def measure(
     rows = {}
     for model_format in tqdm(formats, desc="benchmark, fresh processes", leave=False):
         row = timing_metrics(bursts[model_format.name])
-        row |= measure_startup(model_format, sample, max_length, threads, device)
+        if with_startup:
+            row |= measure_startup(model_format, sample, max_length, threads, device)
         row["threads"] = threads
         rows[model_format.name] = row
     return rows
@@ -133,8 +136,8 @@ def time_formats(
             available[entry.name] = call(
                 prepare_format,
                 entry.name,
-                entry.path,
-                entry.served,
+                entry.directory,
+                entry.format_name,
                 texts,
                 max_length,
                 threads,

@@ -25,8 +25,8 @@ def measure_startup(
 ) -> dict[str, float]:
     """`load_s`: seconds from the start of a fresh process to its first answer; `rss_mb`: its
     resident memory (MiB) after five answers."""
-    directory = str(model_format.path.resolve())
-    task = [directory, model_format.served, max_length, threads, device, texts[:NUM_TEXTS]]
+    directory = str(model_format.directory.resolve())
+    task = [directory, model_format.format_name, max_length, threads, device, texts[:NUM_TEXTS]]
     start_s = time.perf_counter()  # a system-wide clock: the other process reads the same one
     process = subprocess.run(
         [sys.executable, "-m", "engines.startup"],

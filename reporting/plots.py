@@ -233,6 +233,11 @@ def add_label_(axes: Axes, point: Point, side: LabelSide, distance: float) -> An
     )
 
 
+def coordinates(points: list[Point]) -> tuple[list[float], list[float]]:
+    """The costs and the qualities of points."""
+    return [point.cost for point in points], [point.quality for point in points]
+
+
 def plot_trade_off(
     points: list[Point], x_label: str, name: str, *, only_front: bool = False
 ) -> str:
@@ -243,16 +248,14 @@ def plot_trade_off(
     """
     figure, axes = empty_plot(x_label, "macro-F1")
     front = pareto_front(points)
-    scale_costs_(axes, [point.cost for point in points])
+    costs, qualities = coordinates(points)
+    scale_costs_(axes, costs)
     if not only_front:
         for point in points:
             if point.low is not None:
                 axes.vlines(point.cost, point.low, point.high, color=LINE, linewidth=2, zorder=1)
-    front_costs = [point.cost for point in front]
-    front_qualities = [point.quality for point in front]
+    front_costs, front_qualities = coordinates(front)
     axes.step(front_costs, front_qualities, where="post", color=ACCENT, linewidth=1.2, zorder=2)
-    costs = [point.cost for point in points]
-    qualities = [point.quality for point in points]
     axes.plot(costs, qualities, "o", color=MUTED, markersize=5.5, zorder=3)
     axes.plot(front_costs, front_qualities, "o", color=ACCENT, markersize=5.5, zorder=3)
     axes.margins(y=0.15)
@@ -266,6 +269,12 @@ def plot_trade_off(
     return to_inline_svg(figure, name, title)
 
 
+def metric_by_epoch(epochs: list[dict], metric: str) -> tuple[list[float], list[float]]:
+    """Epoch numbers and values of a metric, for the epochs that have it."""
+    known = [epoch for epoch in epochs if metric in epoch]
+    return [epoch["epoch"] for epoch in known], [epoch[metric] for epoch in known]
+
+
 def plot_curves(histories: dict[str, list[dict]], metric: str, y_label: str, name: str) -> str:
     """A metric of each training by epoch, as SVG; a filled marker is the epoch whose weights were
     kept."""
@@ -276,23 +285,19 @@ def plot_curves(histories: dict[str, list[dict]], metric: str, y_label: str, nam
             "linestyle": DASHES[number % len(DASHES)],
             "marker": MARKERS[number % len(MARKERS)],
         }
-        known = [epoch for epoch in epochs if metric in epoch]
+        numbers, values = metric_by_epoch(epochs, metric)
         axes.plot(
-            [epoch["epoch"] for epoch in known],
-            [epoch[metric] for epoch in known],
+            numbers,
+            values,
             **style,
             linewidth=1.4,
             markersize=5.5,
             markerfacecolor="none",
             label=stage,
         )
-        kept = [epoch for epoch in known if epoch["kept"]]
-        axes.plot(
-            [epoch["epoch"] for epoch in kept],
-            [epoch[metric] for epoch in kept],
-            **style,
-            markersize=6,
-        )
+        kept_epochs = [epoch for epoch in epochs if epoch["kept"]]
+        numbers, values = metric_by_epoch(kept_epochs, metric)
+        axes.plot(numbers, values, **style, markersize=6)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=10.5, labelcolor=INK)
     return to_inline_svg(figure, name, f"{y_label} by epoch of {', '.join(histories)}")

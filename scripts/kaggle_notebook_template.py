@@ -154,22 +154,26 @@ def find_model_folders() -> list[Path]:
 
 
 def choose_dataset(candidates: list[Path]) -> str:
-    """The labelled file; "" for the project's sample, which is used only with internet."""
-    missing = (
-        "a labelled file, such as a CSV: upload it as a dataset. To try the notebook, set "
-        f"DATASET_PATH to {SAMPLE}"
-    )
-    return choose("DATASET_PATH", "labelled files", candidates, "" if ONLINE else missing)
+    """The labelled file; "" for the project's sample, the default with internet."""
+    missing = ""
+    if not ONLINE:
+        missing = (
+            "a labelled file, such as a CSV: upload it as a dataset. To try the notebook, set "
+            f"DATASET_PATH to {SAMPLE}"
+        )
+    return choose("DATASET_PATH", "labelled files", candidates, missing)
 
 
 def choose_teacher(candidates: list[Path]) -> str:
-    """The teacher; "" for one with random weights, which is used only with internet."""
-    missing = (
-        "a teacher: a folder with config.json, *.safetensors (not pytorch_model.bin) and a "
-        "tokenizer, from Models or as a dataset. If you have none, set TEACHER_PATH to "
-        "scratch:4x256"
-    )
-    return choose("TEACHER_PATH", "models", candidates, "" if ONLINE else missing)
+    """The teacher; "" for one with random weights, the default with internet."""
+    missing = ""
+    if not ONLINE:
+        missing = (
+            "a teacher: a folder with config.json, *.safetensors (not pytorch_model.bin) and a "
+            "tokenizer, from Models or as a dataset. If you have none, set TEACHER_PATH to "
+            "scratch:4x256"
+        )
+    return choose("TEACHER_PATH", "models", candidates, missing)
 
 
 def choose_reuse(earlier_models: set[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Reload every model in `OUTPUT/compressed_models` and compare it with the predictions of its run."""
+"""Reload every model in `OUTPUT/compressed_models` and compare it with its run's predictions."""
 
 import sys
 from collections.abc import Mapping

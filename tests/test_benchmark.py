@@ -45,7 +45,7 @@ def test_formats_of_a_directory_have_names_and_repeated_ones_are_numbered():
         "two [torch] (2)",
         "two [onnx] (2)",
     ]
-    places = [(model_format.path, model_format.engine) for model_format in named[2:4]]
+    places = [(model_format.directory, model_format.engine) for model_format in named[2:4]]
     assert places == [(two, "onnx"), (one, "torch")]
 
 

@@ -2,6 +2,7 @@
 it."""
 
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_every_round_visits_every_format_once_with_the_same_inputs(monkeypatch, 
 
     names = ["teacher", "student", "int8"]
     bursts = time_interleaved(dict.fromkeys(names, call), "latency_ms_p50")
-    assert visited == [(name, turn) for turn in range(rounds) for name in names]
+    assert visited == [(name, turn) for turn, name in itertools.product(range(rounds), names)]
     of_student = [burst.seconds for burst in bursts["student"]]
     assert of_student == [[[3 * turn + 2]] for turn in range(rounds)]
 
@@ -150,8 +151,15 @@ def test_a_burst_times_each_input_after_a_pass_that_is_not_timed(monkeypatch):
     monkeypatch.setattr(latency, "seconds_of", count_calls)
     prepare_format("name", Path(), "linear", [str(i) for i in range(60)], 64, 1, "cpu")
     burst = latency.time_burst("name", "latency_ms_p50", 1)
-    assert seen == [[str(i)] for i in range(5, 10) for _ in range(5)]
-    assert burst.seconds == [[5.0 * i + k for k in range(2, 6)] for i in range(5)]
+    inputs = ["5"] * 5 + ["6"] * 5 + ["7"] * 5 + ["8"] * 5 + ["9"] * 5
+    assert seen == [[text] for text in inputs]
+    assert burst.seconds == [
+        [2.0, 3.0, 4.0, 5.0],
+        [7.0, 8.0, 9.0, 10.0],
+        [12.0, 13.0, 14.0, 15.0],
+        [17.0, 18.0, 19.0, 20.0],
+        [22.0, 23.0, 24.0, 25.0],
+    ]
 
 
 def test_threads_are_fixed_in_the_engines(torch_and_onnx, quick_timing, monkeypatch):

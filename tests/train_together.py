@@ -1,11 +1,10 @@
-"""Train a tiny model without dropout, alone or as one of several processes, and keep its weights.
+"""Train a tiny model without dropout in one process or in several, and save its weights.
 
-`python tests/train_together.py FOLDER CSV`, or the same under `torchrun`; tests/test_ranks.py
-compares the two.
+`python tests/train_together.py DIRECTORY CSV`, or the same under `torchrun`;
+tests/test_distributed.py compares the weights.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, BertConfig, set_seed
@@ -15,19 +14,17 @@ from compression_config import Options
 from data import load_splits
 from encoders.scratch import train_wordpiece
 from encoders.start import save_model
-from losses import hard_label_loss
 from runtime.distributed import join_processes, process_count
-from training import train_
+from training import hard_target_loss, train_, training_settings
 
-folder, csv = Path(sys.argv[1]), sys.argv[2]
-splits, task, _ = load_splits(Options(dataset_path=csv))
-splits["train"] = splits["train"].select(
-    range(96)
-)  # whole batches: a part of one would be filled up
-options = replace(Options(), device="cpu", precision="fp32", batch=32, max_length=32)
+directory = Path(sys.argv[1])
+splits, task, _ = load_splits(Options(dataset_path=sys.argv[2]))
+# three full batches: the last shard of an incomplete one would be padded with repeated rows
+splits["train"] = splits["train"].select(range(96))
+options = Options(device="cpu", precision="fp32", batch=32, max_length=32)
 join_processes("cpu")
 set_seed(0)
-tokenizer = train_wordpiece(splits["train"][:]["text"], 32)
+tokenizer = train_wordpiece(splits["train"][:]["text"], options.max_length)
 config = BertConfig(
     vocab_size=len(tokenizer),
     num_hidden_layers=1,
@@ -39,15 +36,7 @@ config = BertConfig(
     **task.config(),
 )
 model = AutoModelForSequenceClassification.from_config(config)
-train_(
-    model,
-    tokenizer,
-    splits,
-    folder,
-    options,
-    epochs=3,
-    lr=1e-3,
-    loss=lambda logits, labels, _: hard_label_loss(logits, labels),
-)
-save_model(model, tokenizer, folder)
+settings = training_settings(options, epochs=3, learning_rate=1e-3)
+train_(model, tokenizer, splits, directory, settings, loss=hard_target_loss())
+save_model(model, tokenizer, directory)
 print(process_count(), "processes")

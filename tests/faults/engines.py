@@ -1,0 +1,118 @@
+"""Faults of inference engines, exported graphs, quantizers, the quality gate and QAT."""
+
+from faults.fault import Fault
+
+FAULTS = (
+    Fault(
+        name="logits in the order of text length",
+        file="engines/engine.py",
+        old='np.concatenate(logits)[np.argsort(longest_first, kind="stable")]',
+        new="np.concatenate(logits)",
+        tests="tests/test_quantization.py -k order_of_the_texts",
+    ),
+    Fault(
+        name="padding is not masked",
+        file="engines/engine.py",
+        old="mask[row, columns] = 1",
+        new="mask[row, :] = 1",
+        tests="tests/test_quantization.py -k masked",
+    ),
+    Fault(
+        name="skipped layers are quantized in graphs",
+        file="engines/graphs.py",
+        old="if node.op_type in QUANTIZED_OPS and module_path(node.name) in modules:",
+        new="if node.op_type in QUANTIZED_OPS and module_path(node.name) in ():",
+        tests="tests/test_export.py -k skipped_layers",
+    ),
+    Fault(
+        name="activation ranges of the first batches only",
+        file="engines/graphs.py",
+        old="while part := list(islice(batches, CALIBRATION_MERGE_BATCHES)):",
+        new="if part := list(islice(batches, CALIBRATION_MERGE_BATCHES)):",
+        tests="tests/test_export.py -k activation_ranges",
+    ),
+    Fault(
+        name="4-bit zeros counted as nonzero",
+        file="engines/parameter_counts.py",
+        old="return _count_values(rows[:, :int4_width], INT4_ZERO)",
+        new="return _count_values(rows[:, :int4_width])",
+        tests="tests/test_export.py -k its_zeros_stay",
+    ),
+    Fault(
+        name="the least sensitive layers are kept in full precision",
+        file="engines/sensitivity.py",
+        old="sorted(sensitivities, key=sensitivities.get, reverse=True)",
+        new="sorted(sensitivities, key=sensitivities.get)",
+        tests="tests/test_gate.py -k quant_auto",
+    ),
+    Fault(
+        name="a fake-quantized layer is not restored",
+        file="engines/sensitivity.py",
+        old="        layer.weight.data = weight\n",
+        new="        pass\n",
+        tests="tests/test_gate.py -k all_other_layers",
+    ),
+    Fault(
+        name="a 4-bit grid that differs from that of the exports",
+        file="engines/fake_quantization.py",
+        old="extreme / -8)",
+        new="extreme / -7)",
+        tests="tests/test_qat.py -k 'hand or export'",
+    ),
+    Fault(
+        name="fake quantization blocks the gradient",
+        file="engines/fake_quantization.py",
+        old="return values + change",
+        new="return (values + change).detach()",
+        tests="tests/test_qat.py -k gradient",
+    ),
+    Fault(
+        name="QAT trains with weights in full precision",
+        file="engines/fake_quantization.py",
+        old="partial(fake_quantize_weight, bits=bits)",
+        new="Tensor.clone",
+        tests="tests/test_qat.py -k 'gradient or plain'",
+    ),
+    Fault(
+        name="int8 QAT trains with inputs in full precision",
+        file="engines/fake_quantization.py",
+        old="            if bits == 8:\n",
+        new="            if bits == 9:\n",
+        tests="tests/test_qat.py -k gradient",
+    ),
+    Fault(
+        name="QAT writes weights that are not on the grid",
+        file="engines/fake_quantization.py",
+        old="plain_layer.weight.copy_(fake_quantize_weight(plain_layer.weight, bits))",
+        new="pass",
+        tests="tests/test_qat.py -k 'plain or a_run_trains'",
+    ),
+    Fault(
+        name="QAT at the full learning rate",
+        file="quantization.py",
+        old="learning_rate=options.lr * QAT_LR_FACTOR",
+        new="learning_rate=options.lr",
+        tests="tests/test_qat.py -k a_run_trains",
+    ),
+    Fault(
+        name="QAT revives pruned weights",
+        file="quantization.py",
+        old="callbacks=(KeepZeros(encoder_linears(model)),),",
+        new="callbacks=(),",
+        tests="tests/test_qat.py -k a_run_trains",
+    ),
+    Fault(
+        name="fp16 computes in half precision",
+        file="quantization.py",
+        old='config["dtype"] = "float32"',
+        new='config["dtype"] = "float16"',
+        tests="tests/test_quantization.py -k fp16",
+    ),
+    Fault(
+        name="the head is quantized",
+        file="quantization.py",
+        old="if name not in encoder or module.in_features",
+        new="if module.in_features",
+        tests="tests/test_quantization.py -k head",
+    ),
+)
