@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from counting_engine import CountingEngine
+from missing_packages import hide_package
 from served_models import CLASSES, TEXTS, build_multi_label_model, build_two_class_model
 from tiny_models import WORDS
 
@@ -384,6 +385,21 @@ sys.exit(main({argv!r}))
         assert done.returncode == 0, done.stderr
     assert pq.read_table(tmp_path / "out.parquet").column_names == ["text", "when", *ADDED]
     assert read_rows(tmp_path / "out.csv")[1][1] == "1970-01-01 00:00:00.000000001"
+
+
+def test_pyarrow_is_asked_for_only_if_a_file_needs_it(model, tmp_path, monkeypatch, capsys):
+    hide_package(monkeypatch, "pyarrow")
+    (tmp_path / "in.csv").write_text("text\na\n")
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text\na\n"))
+    assert main(arguments(model, tmp_path / "in.csv", tmp_path / "out.csv")) == 0
+    for name, output, rejected in (
+        ("in.csv", "out.parquet", "--output is {}/out.parquet"),
+        ("in.csv", "out.csv.zst", "--output is {}/out.csv.zst"),
+        ("in.csv.gz", "new.csv", "--input is {}/in.csv.gz"),
+    ):
+        assert main(arguments(model, tmp_path / name, tmp_path / output)) == 2
+        expected = f"{rejected.format(tmp_path)}, but needs pyarrow: pip install pyarrow"
+        assert expected in capsys.readouterr().err
 
 
 def pins(name: str) -> list[str]:
