@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compression_config import POSITIVE, UserError
-from corpus.encodings import UnreadableFile
+from compression_config import POSITIVE, UserError, check_installed
+from corpus.encodings import CODECS, UnreadableFile
 from corpus.input_files import FORMATS, STDIN, find_format, open_rows
 from corpus.prediction_files import (
     LABEL_SEPARATOR,
@@ -163,6 +163,16 @@ def text_errors(options: argparse.Namespace) -> list[str]:
     return errors
 
 
+def package_errors(flag: str, path: str, file_format: str, codec: str | None) -> list[str]:
+    """Why a file cannot be read or written: Parquet and compression need pyarrow."""
+    packages = ["pyarrow"] if file_format == "parquet" or codec else []
+    try:
+        check_installed(flag, path, packages)
+    except UserError as error:
+        return list(error.lines)
+    return []
+
+
 def input_errors(options: argparse.Namespace) -> list[str]:
     """Why the input cannot be read; sets `format`."""
     errors = []
@@ -182,7 +192,10 @@ def input_errors(options: argparse.Namespace) -> list[str]:
                 errors.append(f"--input is {options.input}, but {error}; or give --format")
     elif options.format not in formats:
         errors.append(f"--format is {options.format}, but must be one of {', '.join(formats)}")
-    if options.input == STDIN and options.format == "parquet":
+    if options.input != STDIN:
+        codec = CODECS.get(Path(options.input).suffix.lower())
+        errors += package_errors("--input", options.input, options.format, codec)
+    elif options.format == "parquet":
         errors.append("--format is parquet, but stdin must be text; give the file as --input")
     if options.format == "txt" and options.text_column is not None:
         errors.append(
@@ -214,7 +227,9 @@ def output_errors(options: argparse.Namespace) -> list[str]:
         return [f"--output is {output}, but that is a directory"]
     if output.exists() and not options.overwrite:
         return [f"--output is {output}, but that file exists; --overwrite replaces it"]
-    return directory_errors("--output", output, output.parent)
+    return directory_errors("--output", output, output.parent) + package_errors(
+        "--output", options.output, options.output_format, options.output_codec
+    )
 
 
 def find_text_column(columns: Sequence[str], requested: str | None, trained_on: str | None) -> str:
