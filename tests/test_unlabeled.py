@@ -9,8 +9,9 @@ from datasets import DatasetDict
 from tiny_training import run_arguments
 
 from compression_config import Options, UserError
-from data import augment, load_splits, write_unlabeled
-from losses import NO_LABEL
+from corpus.unlabeled import augment, write_unlabeled
+from data import load_splits
+from task import NO_LABEL
 
 
 @pytest.fixture(scope="module")
