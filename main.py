@@ -3,16 +3,20 @@
 `--help` and every error in the options are answered before anything heavy is imported.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from compression_config import ErrorCollector, Options, check_versions
-from corpus.columns import LabelledCorpus, read_corpus
-from encoders.specs import check_specs
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import log_to_files, set_up_process, start_logging
+
+if TYPE_CHECKING:
+    from corpus.columns import LabelledCorpus
 
 
 def log_level(options: Options) -> int:
@@ -27,6 +31,9 @@ def read_data(options: Options) -> LabelledCorpus:
 
     It needs no torch, so that these errors are reported within a second or two.
     """
+    from corpus.columns import read_corpus
+    from encoders.specs import check_specs
+
     errors = ErrorCollector()
     with errors:
         corpus = read_corpus(options)

@@ -47,7 +47,7 @@ from encoders.trimming import (
 from encoders.vocabulary import choose_tokens, count_usage, plain_backend
 from runtime.distributed import broadcast_from_main, is_main_process
 from task import Task
-from training import soft_target_loss, train_
+from training import class_weights, soft_target_loss, train_, training_settings
 
 log = logging.getLogger(__name__)
 
@@ -369,18 +369,16 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
         pruner.prune_to(options.prune_sparsity)
         pruner.check_model("after masking")
     if options.fine_tune_epochs:
-        train_(
-            model,
-            tokenizer,
-            splits,
-            out_dir,
+        settings = training_settings(
             options,
             epochs=options.fine_tune_epochs,
-            lr=options.lr,
-            loss=soft_target_loss(splits, task, options),
-            callbacks=(KeepPruned(pruner, gradual=gradual),),
-            settle=RAMP_FRACTION if gradual else 0.0,
+            learning_rate=options.lr,
+            min_best_fraction=RAMP_FRACTION if gradual else 0.0,
         )
+        weights = class_weights(splits, task, options.class_weights, options.device)
+        loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
+        recovery = KeepPruned(pruner, gradual=gradual)
+        train_(model, tokenizer, splits, out_dir, settings, loss=loss, callbacks=(recovery,))
     save_model(model, tokenizer, out_dir)
     if is_main_process():
         pruner.check(saved_weights(out_dir, linears), f"in {out_dir}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import benchmark
 from compression_config import as_record
 from experiments.experiment import Experiment, prefix_pipelines, safe_stem
 from experiments.plan import Role
@@ -17,6 +16,7 @@ from reporting import results
 from reporting.run_page import PAGE_NAME, write_comparison
 from runtime.artifacts import atomic_directory, library_versions
 from runtime.files import json_digest
+from runtime.machine import machine_description
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def write_ablation(experiments: list[Experiment], results_rows: list[Rows]) -> R
     about = {
         "ablation": name,
         "experiments": names,
-        "machine": benchmark.machine_description(),
+        "machine": machine_description(),
         "versions": library_versions(),
     }
     with atomic_directory(directory, "new") as partial:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-import benchmark
 from compression_config import PIPELINES, PLACE_OPTIONS, Options, UserError, as_record, command_line
 from corpus.audit import audit_corpus, audit_lines, audit_table, token_sample
 from corpus.columns import LabelledCorpus
@@ -45,6 +44,7 @@ from runtime.command_line import read_config_file, write_config_file
 from runtime.distributed import broadcast_from_main, is_main_process, join_processes
 from runtime.files import file_sha256, json_digest, link_or_copy, write_json
 from runtime.logs import RunLog
+from runtime.machine import machine_description
 from runtime.worker import measuring_process
 from task import Task
 
@@ -150,7 +150,7 @@ def open_experiments(
     with ExitStack() as stack:
         runs = with_default_student(runs)
         check_runs(runs, corpus.task)
-        columns = {"text_column": corpus.text, "label_columns": corpus.label_columns}
+        columns = {"text_column": corpus.text_column, "label_columns": corpus.label_columns}
         runs = [resolve_defaults(run, columns) for run in runs]
         join_processes(runs[0].device)
         experiments = build_experiments(corpus, runs, commands)
@@ -318,7 +318,7 @@ class Experiment:
         log.info(
             "%s: text %r, labels %s: %s\n%s",
             self.options.dataset_path,
-            self.corpus.text,
+            self.corpus.text_column,
             ", ".join(map(repr, self.corpus.label_columns)),
             "/".join(self.task.labels),
             audit_table(self.audit),
@@ -355,7 +355,7 @@ class Experiment:
             "problem_type": self.task.problem_type,
             "split_rows": first.splits.num_rows,
             "label_rows": counts,
-            "machine": benchmark.machine_description(),
+            "machine": machine_description(),
             "versions": library_versions(),
         }
 

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
-import benchmark
+from engines import latency
 from engines.engine import ModelFormat
 from engines.graphs import write_graphs
 from experiments.stages import StageRunner
@@ -77,7 +77,7 @@ def add_times(runners: list[StageRunner]) -> None:
     baselines = teacher_graphs(first, sorted(used_engines.intersection(GRAPH_ENGINES)))
     to_time = [entry.timed_as for entry in timed] + list(baselines.values())
     log.info("benchmark: time %d formats, interleaved", len(to_time))
-    times = benchmark.measure(
+    times = latency.measure(
         to_time,
         first.splits["test"][:]["text"],
         first.options.max_length,
@@ -92,4 +92,4 @@ def add_times(runners: list[StageRunner]) -> None:
         for model_format in runner.formats:
             own_times[model_format.name] = times[find_timed(timed, model_format).timed_as.name]
             engines[model_format.name] = model_format.engine
-        benchmark.add_speedups(runner.rows, times | own_times, baseline_names, engines)
+        latency.add_speedups(runner.rows, times | own_times, baseline_names, engines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import benchmark
+from engines import latency
 from experiments import experiment
 
 
@@ -15,15 +15,16 @@ from experiments import experiment
 def quick_measuring(call: Callable[..., Any]) -> Iterator[None]:
     """Runs of the block use the process behind `call` for all measuring."""
     plans = {
-        batch: plan._replace(least=1, most=1) for batch, plan in benchmark.TIMING_PLANS.items()
+        batch: plan._replace(min_rounds=1, max_rounds=1)
+        for batch, plan in latency.TIMING_PLANS.items()
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "measuring_process", lambda: nullcontext(call))
         patch.setattr(
-            benchmark,
+            latency,
             "engine_processes",
             lambda engines: nullcontext(dict.fromkeys(engines, call)),
         )
-        patch.setattr(benchmark, "start_up", lambda *_: {"load_s": 1.0, "rss_mb": 1.0})
-        patch.setattr(benchmark, "TIMING_PLANS", plans)
+        patch.setattr(latency, "measure_startup", lambda *_: {"load_s": 1.0, "rss_mb": 1.0})
+        patch.setattr(latency, "TIMING_PLANS", plans)
         yield

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from measuring import quick_measuring
 
-import benchmark
 import report
 from compression_config import PIPELINES, UserError
+from engines import latency
 from evaluation import evaluate
 from experiments import stages
 from reporting import results
@@ -45,7 +45,7 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
     output, write_record, measure = (
         tmp_path_factory.mktemp("ablation"),
         stages.write_record,
-        benchmark.measure,
+        latency.measure,
     )
     made, evaluated, timed, codes = [], [], [], []
 
@@ -62,12 +62,12 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
 
     def note_timed(formats, *arguments):
         timed.append(len(formats))
-        return measure(formats, *arguments, timed=("latency_ms_p50", "throughput"))
+        return measure(formats, *arguments, kinds=("latency_ms_p50", "throughput"))
 
     argv = ["--run_ablation", "--dataset_path", str(tiny_csv), "--output_dir", str(output), *SMALL]
     with quick_measuring(note_evaluated), pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "write_record", note_made)
-        patch.setattr(benchmark, "measure", note_timed)
+        patch.setattr(latency, "measure", note_timed)
         codes.append(main(argv))
         shipped = (output / "compressed_models").exists()
         with redirect_stdout(io.StringIO()) as printed:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from measuring import quick_measuring
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
 from compression_config import OPTIONS, Options, UserError
@@ -22,10 +22,10 @@ from experiments import stages
 from experiments.checks import resolve_defaults
 from experiments.plan import STAGES, Role
 from experiments.stages import StageRunner
-from losses import hard_label_loss
 from runtime import artifacts
+from runtime.checkpoints import best_checkpoint, is_finished, last_checkpoint
 from runtime.command_line import config_entries, parse_options
-from training import is_finished, last_checkpoint, load_best_weights_, train_
+from training import hard_target_loss, train_, training_settings
 
 BY_NAME = {stage.name: stage for stage in STAGES}
 LEAVES = [stage.name for stage in STAGES if stage.role is Role.FORMAT]
@@ -273,17 +273,9 @@ def train(
     )
     set_seed(1)
     model, tokenizer = start_teacher("scratch:1x64", task, splits["train"][:]["text"], 128)
-    train_(
-        model,
-        tokenizer,
-        splits,
-        folder,
-        options,
-        epochs=epochs,
-        lr=5e-3,
-        loss=lambda logits, labels, _: hard_label_loss(logits, labels),
-        callbacks=callbacks,
-    )
+    settings = training_settings(options, epochs=epochs, learning_rate=5e-3)
+    loss = hard_target_loss()
+    train_(model, tokenizer, splits, folder, settings, loss=loss, callbacks=callbacks)
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
@@ -340,16 +332,12 @@ def test_a_checkpoint_with_a_truncated_state_is_ignored(tmp_path, uninterrupted)
 
 
 def test_the_best_epoch_is_kept_not_the_last(tmp_path):
-    for step, weight in ((1, 1.0), (2, 2.0)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        save_file({"weight": torch.full((1, 1), weight)}, folder / "model.safetensors")
-        (folder / "trainer_state.json").write_text(
-            json.dumps({"global_step": step, "best_global_step": 1})
-        )
-    model = torch.nn.Linear(1, 1, bias=False)
-    load_best_weights_(model, tmp_path / "checkpoint-2")
-    assert model.weight.item() == 1.0
+    for step in (1, 2):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        state = {"global_step": step, "best_global_step": 1}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    assert best_checkpoint(tmp_path / "checkpoint-2") == tmp_path / "checkpoint-1"
 
 
 SMALL = (
