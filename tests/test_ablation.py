@@ -224,8 +224,8 @@ def test_an_option_that_some_pipelines_have_no_use_for_is_left_out_of_them_alone
     [
         (
             "--pipeline kd_only --run_ablation",
-            "--run_ablation and --pipeline are given, but an ablation runs the pipelines named after "
-            "--run_ablation",
+            "--run_ablation and --pipeline are given, but an ablation runs the pipelines named "
+            "after --run_ablation",
         ),
         (
             "--run_ablation baseline --experiment mine",
