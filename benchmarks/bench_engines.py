@@ -36,11 +36,11 @@ from benchmarks.engine_cells import (
     summary,
 )
 from benchmarks.inputs import BINARY_TASK, MAX_LENGTH, read_texts
-from compression_config import UserError
 from encoders.scratch import train_wordpiece
 from engines import graphs, latency
 from engines.engine import Engine, engine_name, load_engine
 from export import GRAPHS
+from runtime.errors import UserError
 from runtime.logs import set_up_process
 from runtime.machine import machine_description
 

@@ -26,12 +26,12 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.inputs import read_texts
-from compression_config import UserError
 from engines.autoselect import available_cores
 from engines.classifier import DEFAULT_MAX_TOKENS
 from engines.engine import ModelFormat, formats_in, max_input_tokens
 from engines.startup import measure_startup
 from reporting.results import aligned_table
+from runtime.errors import UserError
 from runtime.machine import machine_description
 from runtime.worker import measuring_process
 

@@ -10,7 +10,8 @@
 import re
 from pathlib import Path
 
-from compression_config import PIPELINES, ErrorCollector, Options, UserError
+from compression_config import PIPELINES, Options
+from runtime.errors import ErrorCollector, UserError
 
 SCRATCH_SPEC = re.compile(r"scratch:(\d+)x(\d+)")
 TEACHER_SPEC = re.compile(r"teacher:(\d+(?:,\d+)*)")

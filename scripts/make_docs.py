@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script has its own directory on the path, not the project's
 
-from compression_config import GROUPS, option_table  # noqa: E402
+from compression_config import GROUPS  # noqa: E402
+from runtime.command_line import option_table  # noqa: E402
 
 TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end -->)", re.S)
 KAGGLE_PACKAGES = {"torch", "numpy", "pandas"}

@@ -13,12 +13,13 @@ import pytest
 from measuring import quick_measuring
 
 import report
-from compression_config import PIPELINES, UserError
+from compression_config import PIPELINES
 from engines import latency
 from evaluation import evaluate
 from experiments import stages
 from reporting import results
 from runtime.command_line import expand_runs, parse_options
+from runtime.errors import UserError
 
 SMALL = (
     "--teacher_path scratch:1x64 --student_path teacher:1 --teacher_epochs 2 --epochs 1 "

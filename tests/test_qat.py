@@ -15,7 +15,6 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import quantization
-from compression_config import UserError
 from engines import graphs
 from engines.fake_quantization import (
     convert_qat_,
@@ -27,6 +26,7 @@ from engines.fake_quantization import (
     quantizable_layers,
 )
 from runtime.command_line import parse_options
+from runtime.errors import UserError
 
 
 def is_on_grid(weight: torch.Tensor, bits: int) -> bool:

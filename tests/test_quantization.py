@@ -29,7 +29,7 @@ from tiny_models import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from compression_config import Options, UserError, check_installed
+from compression_config import Options
 from encoders.families import encoder_linears
 from engines.engine import (
     Engine,
@@ -47,6 +47,7 @@ from quantization import (
     quantized_formats,
     unquantizable_linears,
 )
+from runtime.errors import UserError, check_installed
 
 
 def pairs(mapping: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:

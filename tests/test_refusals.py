@@ -19,8 +19,9 @@ from transformers import (
     T5Config,
 )
 
-from compression_config import OPTIONS, Options, UserError, as_record
+from compression_config import OPTIONS, Options, as_record
 from runtime.command_line import parse_options, write_config_file
+from runtime.errors import UserError
 
 TEXTS = [f"comment number {i}" for i in range(60)]
 
@@ -313,11 +314,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused(refused, tmp_path):
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
 def test_old_libraries_are_refused(name, refused, monkeypatch):
-    import compression_config
+    from runtime import errors
 
-    monkeypatch.setattr(
-        compression_config, "version", lambda asked: "1.13.1" if asked == name else "99.0"
-    )
+    monkeypatch.setattr(errors, "version", lambda asked: "1.13.1" if asked == name else "99.0")
     (line,) = refused([])
     assert f"{name} is 1.13.1, but must be at least" in line
 

@@ -13,7 +13,7 @@ from scipy.stats import t
 
 import report
 import training
-from compression_config import Options, UserError
+from compression_config import Options
 from data import load_splits
 from engines.engine import load_engine, predict_logits
 from evaluation import decide
@@ -23,6 +23,7 @@ from losses import distillation_loss
 from reporting import results
 from runtime.artifacts import read_record
 from runtime.command_line import parse_options
+from runtime.errors import UserError
 from task import Task
 from training import fold_thresholds_, head_bias
 
