@@ -68,7 +68,7 @@ def build_parser() -> ArgumentParser:
         help="UTF-8 file with one text per line (default: built-in sentences)",
     )
     parser.add_argument(
-        "--threads", metavar="INT", type=int, help="threads of every engine (default: torch's)"
+        "--threads", metavar="INT", type=int, help="threads per engine (default: torch's default)"
     )
     parser.add_argument(
         "--max_length", metavar="INT", default="128", help="tokens per text (default: 128)"
@@ -101,7 +101,7 @@ def check_transformer(directory: Path, max_length: int) -> None:
     if not all((directory / name).is_file() for name in TRANSFORMER_FILES):
         raise UserError(
             f"DIR is {directory}, but must contain config.json, tokenizer.json and "
-            "tokenizer_config.json beside its model"
+            "tokenizer_config.json next to its model"
         )
     try:
         limit = position_limit(AutoConfig.from_pretrained(directory, local_files_only=True))
@@ -134,7 +134,7 @@ def read_texts(path: str | None) -> list[str]:
 
 
 def name_formats(directories: list[Path], formats: list[list[str]]) -> list[ModelFormat]:
-    """Every format of every directory; one that is given again is numbered: `DIR (2)`."""
+    """Every format of every directory; repeated ones are numbered: `DIR (2)`."""
     named: list[ModelFormat] = []
     times_given: dict[str, int] = {}
     for directory, format_names in zip(directories, formats, strict=True):

@@ -115,7 +115,7 @@ class Options:
     )
     dataset_path: str = option(
         "data/HateSpeech.csv",
-        "labelled file: CSV, TSV, JSON, JSON Lines or Parquet; text formats also as .gz or .zst",
+        "labeled file: CSV, TSV, JSON, JSON Lines or Parquet; text formats also as .gz or .zst",
         MAIN,
     )
     teacher_path: str = option(
@@ -189,7 +189,7 @@ class Options:
         DATA,
         rule=NOT_NEGATIVE,
     )
-    text_column: str | None = option(None, "column of the texts", DATA, auto="detected")
+    text_column: str | None = option(None, "column that contains the texts", DATA, auto="detected")
     label_columns: tuple[str, ...] | None = option(
         None,
         "one column of any values (binary, multi-class) or several 0/1 columns (multi-label)",

@@ -25,7 +25,7 @@ from corpus.columns import (
     TEST,
     TRAIN,
     VALIDATION,
-    LabelledCorpus,
+    LabeledCorpus,
     contradicting_rows,
     leaking_rows,
     mask_of,
@@ -49,7 +49,7 @@ CHUNK_ROWS = 10_000  # rows of a file on disk that are read together
 # --- Splits ---
 
 
-def drop_unusable_rows(corpus: LabelledCorpus) -> LabelledCorpus:
+def drop_unusable_rows(corpus: LabeledCorpus) -> LabeledCorpus:
     """The corpus without leaks across the file's own splits and without contradicting texts."""
     is_leaking = leaking_rows(corpus)
     if is_leaking.any():
@@ -77,7 +77,7 @@ def group_ids(rows: pa.Table) -> np.ndarray:
     return value_ids(rows["group"])
 
 
-def strata(corpus: LabelledCorpus) -> np.ndarray:
+def strata(corpus: LabeledCorpus) -> np.ndarray:
     """What a split stratifies by.
 
     Stratum ids [rows], one for each class and group; multi-label: 0/1 [rows, labels + groups].
@@ -92,7 +92,7 @@ def strata(corpus: LabelledCorpus) -> np.ndarray:
     return np.where(is_small, class_only, class_and_group)
 
 
-def too_few_error(corpus: LabelledCorpus, purpose: str) -> UserError:
+def too_few_error(corpus: LabeledCorpus, purpose: str) -> UserError:
     """The error for a split that the rarest class has too few texts for."""
     counts = np.bincount(corpus.labels, minlength=len(corpus.task.labels))
     rarest = counts.argmin()
@@ -102,7 +102,7 @@ def too_few_error(corpus: LabelledCorpus, purpose: str) -> UserError:
     )
 
 
-def held_out_mask(texts: LabelledCorpus, fraction: float, seed: int) -> np.ndarray:
+def held_out_mask(texts: LabeledCorpus, fraction: float, seed: int) -> np.ndarray:
     """Mask [texts] of a stratified random `fraction` of distinct texts."""
     stratum_ids = strata(texts)
     positions = np.arange(len(texts.rows))
@@ -122,7 +122,7 @@ def held_out_mask(texts: LabelledCorpus, fraction: float, seed: int) -> np.ndarr
     return mask_of(held_out, len(positions))
 
 
-def fold_mask(texts: LabelledCorpus, fold: int, num_folds: int, seed: int) -> np.ndarray:
+def fold_mask(texts: LabeledCorpus, fold: int, num_folds: int, seed: int) -> np.ndarray:
     """Mask [texts] of the distinct texts in the test split of `fold` (from 0)."""
     if texts.task.multi_label:
         splitter = MultilabelStratifiedKFold(num_folds, shuffle=True, random_state=seed)
@@ -135,7 +135,7 @@ def fold_mask(texts: LabelledCorpus, fold: int, num_folds: int, seed: int) -> np
     return mask_of(held_out, len(texts.rows))
 
 
-def assign_splits(corpus: LabelledCorpus, options: Options, fold: int | None) -> np.ndarray:
+def assign_splits(corpus: LabeledCorpus, options: Options, fold: int | None) -> np.ndarray:
     """The position in SPLITS [rows] of each row.
 
     The file's own splits are kept. A test or validation split that the file lacks is drawn from
@@ -164,7 +164,7 @@ def assign_splits(corpus: LabelledCorpus, options: Options, fold: int | None) ->
     return split_of_key[keys]
 
 
-def label_column(corpus: LabelledCorpus) -> pa.Array:
+def label_column(corpus: LabeledCorpus) -> pa.Array:
     """The labels in the format of Hugging Face models: class ids, or lists of 0.0 and 1.0."""
     if not corpus.task.multi_label:
         return pa.array(corpus.labels, pa.int64())
@@ -173,7 +173,7 @@ def label_column(corpus: LabelledCorpus) -> pa.Array:
     return rows.cast(pa.list_(pa.float64()))
 
 
-def build_split(corpus: LabelledCorpus, mask: np.ndarray) -> Dataset:
+def build_split(corpus: LabeledCorpus, mask: np.ndarray) -> Dataset:
     """The rows that a mask selects, with `id`, `text`, `label` and, if set, `group`."""
     selected = corpus.filter(mask)
     columns = {
@@ -193,7 +193,7 @@ def sample_rows(split: Dataset, fraction: float, seed: int) -> Dataset:
     return split.select(np.sort(drawn)).flatten_indices()
 
 
-def split_corpus(corpus: LabelledCorpus, options: Options, fold: int | None = None) -> DatasetDict:
+def split_corpus(corpus: LabeledCorpus, options: Options, fold: int | None = None) -> DatasetDict:
     """`train`, `validation` and `test` of usable rows, with `id`, `text`, `label` (and `group`).
 
     With `--num_folds`, `fold` (from 0) selects the fold that is the test split.
@@ -231,7 +231,7 @@ def check_splits(splits: DatasetDict, task: Task) -> None:
 # --- Labels and tokens of a split ---
 
 
-def labelled_rows(split: Dataset) -> Dataset:
+def labeled_rows(split: Dataset) -> Dataset:
     """The labeled rows of a split; unlabeled rows come after them."""
     labels = label_array(split)
     if labels.ndim == 2:

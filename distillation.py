@@ -1,7 +1,7 @@
 """Stages `distill` and `start`: a student learns from the outputs of the teacher.
 
 The teacher's logits are computed once, stored on disk, and joined to the rows by row id. Only the
-losses on states (`--kd_method` other than `logit`) run the teacher beside the student.
+losses on states (`--kd_method` other than `logit`) run the teacher during the student's training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from compression_config import Options
-from data import labelled_rows
+from data import labeled_rows
 from encoders.families import encoder_layers, query_key_value
 from encoders.start import save_model, start_student
 from engines.engine import load_engine, predict_logits
@@ -203,7 +203,7 @@ def build_student(
         options.student_path,
         model_in,
         task,
-        labelled_rows(splits["train"])[:]["text"],
+        labeled_rows(splits["train"])[:]["text"],
         options.max_length,
         own_tokenizer=options.student_tokenizer == "own",
     )
@@ -222,7 +222,7 @@ def distill(
         options.student_path,
         model_in,
         task,
-        labelled_rows(splits["train"])[:]["text"],
+        labeled_rows(splits["train"])[:]["text"],
         options.max_length,
         own_tokenizer=options.student_tokenizer == "own",
     )

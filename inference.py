@@ -84,7 +84,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--text_column",
         metavar="NAME",
-        help="column of the texts (default: the column that the model was trained on, the only "
+        help="column that contains the texts (default: the column that the model was trained on, the only "
         "one, or the one called text, comment, comments, tweet, content or sentence)",
     )
     parser.add_argument(
@@ -105,7 +105,7 @@ def build_parser() -> ArgumentParser:
         help="threads of the engine (default: one or all cores, whichever is faster)",
     )
     parser.add_argument(
-        "--batch", metavar="INT", default="32", help="maximum rows of a batch (default: 32)"
+        "--batch", metavar="INT", default="32", help="maximum rows per batch (default: 32)"
     )
     parser.add_argument(
         "--format",
@@ -151,7 +151,7 @@ def convert_numbers(options: argparse.Namespace) -> list[str]:
 
 
 def text_errors(options: argparse.Namespace) -> list[str]:
-    """Why the texts of the command line cannot be labelled."""
+    """Why the texts of the command line cannot be labeled."""
     errors = []
     for name, default in INPUT_OPTIONS.items():
         if getattr(options, name) != default:
@@ -309,7 +309,7 @@ def run_job(options: argparse.Namespace) -> Summary:
 
 
 def label_file(options: argparse.Namespace) -> int:
-    """Label a file and log a summary; 1 if there were rows but none could be labelled."""
+    """Label a file and log a summary; 1 if there were rows but none could be labeled."""
     summary = run_job(options)
     progress = summary.progress
     seconds = max(summary.seconds, 1e-9)
@@ -317,8 +317,7 @@ def label_file(options: argparse.Namespace) -> int:
     if progress.scored > summary.rows:
         before = f", {progress.scored - summary.rows:,} of them before the interruption"
     log.info(
-        "%s rows labelled%s, %s rows with errors; %.0f texts/s, %.0f %% of the time in "
-        "tokenization",
+        "%s rows labeled%s, %s rows with errors; %.0f texts/s, %.0f %% of the time in tokenization",
         f"{progress.scored:,}",
         before,
         f"{progress.bad:,}",

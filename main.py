@@ -17,7 +17,7 @@ from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import log_to_files, set_up_process, start_logging
 
 if TYPE_CHECKING:
-    from corpus.columns import LabelledCorpus
+    from corpus.columns import LabeledCorpus
 
 
 def log_level(options: Options) -> int:
@@ -27,8 +27,8 @@ def log_level(options: Options) -> int:
     return logging.DEBUG if options.verbose else logging.INFO
 
 
-def read_data(options: Options) -> LabelledCorpus:
-    """The labelled file; UserError with everything that is wrong with it and with the model specs.
+def read_data(options: Options) -> LabeledCorpus:
+    """The labeled file; UserError with everything that is wrong with it and with the model specs.
 
     It needs no torch, so that these errors are reported within a second or two.
     """

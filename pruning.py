@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from compression_config import Options
-from data import labelled_rows
+from data import labeled_rows
 from encoders.calibration import calibration_texts, input_norms, token_batches_of
 from encoders.families import (
     encoder_layers,
@@ -53,9 +53,9 @@ from training import class_weights, soft_target_loss, train_, training_settings
 log = logging.getLogger(__name__)
 
 
-def labelled_sample(split: Dataset, count: int, seed: int) -> list[str]:
-    """At most `count` labelled texts of the split for calibration, sampled with `seed`."""
-    return calibration_texts(labelled_rows(split), count, seed)
+def labeled_sample(split: Dataset, count: int, seed: int) -> list[str]:
+    """At most `count` labeled texts of the split for calibration, sampled with `seed`."""
+    return calibration_texts(labeled_rows(split), count, seed)
 
 
 # Stage `trim`: fewer tokens
@@ -171,7 +171,7 @@ def narrow_ffn(
     """
     model = AutoModelForSequenceClassification.from_pretrained(model_in).to(options.device)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
-    texts = labelled_sample(splits["train"], options.calibration_samples, options.seed)
+    texts = labeled_sample(splits["train"], options.calibration_samples, options.seed)
     batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, options.device)
     down_linears = {name: down for name, (_up, down) in ffn_linears(model).items()}
     norms = input_norms(model, down_linears, batches)
@@ -358,7 +358,7 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in)
     tokenizer = AutoTokenizer.from_pretrained(model_in)
-    texts = labelled_sample(splits["train"], options.calibration_samples, options.seed)
+    texts = labeled_sample(splits["train"], options.calibration_samples, options.seed)
     batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, options.device)
     linears = linears_to_prune(model, options.prune_layers)
     norms = broadcast_from_main(

@@ -47,7 +47,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from compression_config import Options
-from data import label_array, labelled_rows, read_tokens, token_lengths, write_tokens
+from data import label_array, labeled_rows, read_tokens, token_lengths, write_tokens
 from encoders.start import save_model, start_teacher
 from engines.engine import load_engine, predict_logits
 from losses import balanced_weights, distillation_loss, hard_label_loss
@@ -363,7 +363,7 @@ def class_weights(splits: DatasetDict, task: Task, scheme: str, device: str) -> 
     """Weights [labels] from the labeled training rows, on `device`; None for the scheme `none`."""
     if scheme == "none":
         return None
-    labels = torch.tensor(label_array(labelled_rows(splits["train"])))
+    labels = torch.tensor(label_array(labeled_rows(splits["train"])))
     return balanced_weights(labels, len(task.labels)).float().to(device)
 
 

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.bench_engines FILE [--out DIR] [--rounds 12] [--shapes minilm bert-base]
 [--threads 1 2]`. The models have random weights: weights and quantization ranges do not change a
-time. The texts of the labelled FILE train the tokenizer, calibrate, and give the real lengths. All
+time. The texts of the labeled FILE train the tokenizer, calibrate, and give the real lengths. All
 formats of a shape are timed interleaved in one run, each engine in its own process. The peers
 (peers.py) start from the same fp32 graph and use default settings except for the number of threads.
 
@@ -169,7 +169,7 @@ def time_shape(
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked before anything is written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", metavar="FILE", help="a labelled file")
+    parser.add_argument("file", metavar="FILE", help="a labeled file")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="keep the models and times.json in this directory"
     )

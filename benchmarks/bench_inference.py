@@ -1,7 +1,7 @@
-"""Speed and memory of labelling a large file: `inference.py` against `transformers.pipeline`.
+"""Speed and memory of labeling a large file: `inference.py` against `transformers.pipeline`.
 
 `python -m benchmarks.bench_inference MODEL_DIR FILE [FILE ...] [--texts 100000]`. MODEL_DIR is a
-finished model with graphs. The texts of the labelled FILEs, in order and repeated, are the rows.
+finished model with graphs. The texts of the labeled FILEs, in order and repeated, are the rows.
 Measured in fresh processes: `inference.py` with its fastest format, with torch, and the pipeline at
 its best batch size. `inference.py` is timed on all rows, from the start of Python to the finished
 output. The pipeline is timed on fewer rows, spaced evenly over the file, and without its start.
@@ -43,9 +43,7 @@ WARM_UP_ROWS = 64
 STARTS = 3  # per format; the fastest counts
 POLL_S = 0.02
 MIB = 2**20
-SUMMARY = re.compile(
-    r"([\d,]+) rows labelled.*; (\d+) texts/s, (\d+) % of the time in tokenization"
-)
+SUMMARY = re.compile(r"([\d,]+) rows labeled.*; (\d+) texts/s, (\d+) % of the time in tokenization")
 ENGINE = re.compile(r"engine: (\S+), threads: (\d+)")
 
 
@@ -149,7 +147,7 @@ def score_file(model_dir: Path, rows: Path, count: int, engine: str) -> Scoring:
     scored, texts_s, percent = SUMMARY.search(logged).groups()
     format_name, threads = ENGINE.search(logged).groups()
     if int(scored.replace(",", "")) != count:
-        raise SystemExit(f"{scored} of {count:,} rows were labelled")
+        raise SystemExit(f"{scored} of {count:,} rows were labeled")
     return Scoring(
         rows=count,
         seconds=seconds,
@@ -263,7 +261,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "model", metavar="MODEL_DIR", type=Path, help="a finished model with its graphs"
     )
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="labelled files whose texts are the rows"
+        "files", metavar="FILE", nargs="+", help="labeled files whose texts are the rows"
     )
     parser.add_argument(
         "--texts", metavar="INT", type=int, default=100_000, help="rows (default: %(default)s)"

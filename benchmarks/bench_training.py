@@ -107,7 +107,7 @@ class StepProfiler(TrainerCallback):
             self.profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Stop and print at the last profiled step."""
+        """Stop the profiler after the last profiled step and print its table."""
         if state.global_step == PROFILED_STEPS.stop:
             self.profiler.stop()
             table = self.profiler.key_averages().table(
@@ -348,7 +348,7 @@ def parse_arguments(argv: list[str] | None) -> Options:
         "--teacher_epochs 2 and --student_path teacher:2.",
         allow_abbrev=False,
     )
-    parser.add_argument("csv", metavar="CSV", help="labelled file")
+    parser.add_argument("csv", metavar="CSV", help="labeled file")
     arguments, main_options = parser.parse_known_args(argv)
     defaults = ["--epochs", "3", "--teacher_epochs", "2"]
     options = parse_options(["--dataset_path", arguments.csv, *defaults, *main_options])

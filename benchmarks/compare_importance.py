@@ -115,7 +115,7 @@ METHODS: dict[str, Callable[[PreTrainedModel, list[Batch]], Scores]] = {
 def calibration_batches(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, options: Options
 ) -> list[Batch]:
-    """Up to SAMPLES labelled training texts."""
+    """Up to SAMPLES labeled training texts."""
     train = splits["train"].shuffle(seed=options.seed)
     rows = train.select(range(min(SAMPLES, len(train))))
     batches = []
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="directory of a fine-tuned model")
-    parser.add_argument("csv", metavar="CSV", help="labelled file")
+    parser.add_argument("csv", metavar="CSV", help="labeled file")
     arguments, main_options = parser.parse_known_args(argv)
     options = parse_options(["--dataset_path", arguments.csv, *main_options])
     splits, task, _ = load_splits(options)

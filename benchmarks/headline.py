@@ -1,4 +1,4 @@
-"""The headline benchmark: our recipes against what a user would pick instead, on real files.
+"""The headline benchmark: our recipes against common alternatives, on real files.
 
     python -m benchmarks.headline --english FILE --bangla FILE --teacher DIR --output_dir OUT
 
@@ -146,7 +146,7 @@ def write_bfloat16(teacher_dir: Path, out_dir: Path) -> None:
 
 
 def write_peers(teacher_dir: Path, texts: list[str], out_dir: Path) -> dict[str, Any]:
-    """Write what a user would pick instead; name -> format."""
+    """Write common alternatives; name -> format."""
     from benchmarks.peers import nncf_quantize_with_defaults, quantize_dynamic_with_defaults
     from engines.engine import ModelFormat, tokenizer_files
     from engines.graphs import Calibration, write_onnx
@@ -174,7 +174,7 @@ def write_peers(teacher_dir: Path, texts: list[str], out_dir: Path) -> dict[str,
 
 
 def add_peers(result: SeedResult, out_dir: Path) -> None:
-    """Write, evaluate and add what a user would pick instead."""
+    """Write, evaluate and add common alternatives."""
     from evaluation import evaluate
 
     run = result.run
@@ -318,9 +318,9 @@ def replace_section(page: str, name: str, section: str) -> str:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--english", metavar="FILE", help="labelled English file")
+    parser.add_argument("--english", metavar="FILE", help="labeled English file")
     parser.add_argument(
-        "--bangla", metavar="FILE", help="labelled Bangla file; its teacher starts from scratch"
+        "--bangla", metavar="FILE", help="labeled Bangla file; its teacher starts from scratch"
     )
     parser.add_argument(
         "--teacher", metavar="DIR", help="pretrained English encoder; needed for --english"

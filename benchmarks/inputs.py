@@ -1,4 +1,4 @@
-"""Inputs that several benchmarks share: texts of a labelled file, random tokenizers and rows."""
+"""Inputs that several benchmarks share: texts of a labeled file, random tokenizers and rows."""
 
 import random
 
@@ -23,7 +23,7 @@ MAX_LENGTH = 128  # tokens
 
 
 def read_texts(path: str) -> list[str]:
-    """The texts of a labelled file, in file order and without blank ones."""
+    """The texts of a labeled file, in file order and without blank ones."""
     table = read_file(path, "FILE")
     texts = table[detect_text_column(table)].to_pylist()
     return [text for text in texts if text and text.strip()]

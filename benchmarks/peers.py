@@ -1,4 +1,4 @@
-"""What a user would serve the same model with: each tool with its default settings."""
+"""Alternative ways to serve the same model: each tool with its default settings."""
 
 from pathlib import Path
 

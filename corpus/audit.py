@@ -1,4 +1,4 @@
-"""Audit a labelled file before training: duplicates, contradictions, odd characters, leaks, drift.
+"""Audit a labeled file before training: duplicates, contradictions, odd characters, leaks, drift.
 
 Nothing here changes a row. Unless stated otherwise, counts are of complete rows: those with a text
 and every label.
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from scipy.special import kolmogorov
 
 from corpus.columns import (
-    LabelledCorpus,
+    LabeledCorpus,
     contradicting_rows,
     distinct_values,
     is_label,
@@ -46,7 +46,7 @@ DRIFT_MIN_SIDE = 0.01  # smallest fraction of the rows on either side of it
 TINY = 1e-12  # keeps logarithms and quotients finite
 
 
-def duplicate_counts(corpus: LabelledCorpus) -> dict[str, int]:
+def duplicate_counts(corpus: LabeledCorpus) -> dict[str, int]:
     """Rows that repeat an earlier one: `exact`; `normalized` (same key); `near` (same near key)."""
     keys = corpus.column("key")
     is_repeated = np.bincount(keys)[keys] > 1
@@ -113,7 +113,7 @@ def near_equal_values(table: pa.Table, text_column: str) -> dict[str, list[list[
     return groups_of_column
 
 
-def label_indicators(corpus: LabelledCorpus) -> np.ndarray:
+def label_indicators(corpus: LabeledCorpus) -> np.ndarray:
     """Labels as 0/1 [rows, labels]; class ids become one-hot."""
     if corpus.task.multi_label:
         return corpus.labels
@@ -152,8 +152,9 @@ def drift_gap(drift: dict[str, Any]) -> float:
     return abs(drift["before"] - drift["after"])
 
 
-def label_drift(corpus: LabelledCorpus) -> list[dict[str, Any]]:
-    """Labels whose rate changes along the file, the widest gap first; of two classes, the second.
+def label_drift(corpus: LabeledCorpus) -> list[dict[str, Any]]:
+    """Labels whose rate changes along the file, largest change first; for two classes, only the
+    second.
 
     Each has the `label`, `last_row` before the change (counted from 1), the rates `before` and
     `after`, and the p-value `p` of `change_point`.
@@ -206,14 +207,14 @@ def token_counts(
     }
 
 
-def token_sample(corpus: LabelledCorpus) -> list[str]:
+def token_sample(corpus: LabeledCorpus) -> list[str]:
     """At most MAX_TOKENIZED texts, evenly spaced over the file."""
     rows = len(corpus.rows)
     step = math.ceil(rows / MAX_TOKENIZED)
     return corpus.texts(np.arange(rows) % step == 0).to_pylist()
 
 
-def leak_counts(corpus: LabelledCorpus, splits: DatasetDict) -> dict[str, int]:
+def leak_counts(corpus: LabeledCorpus, splits: DatasetDict) -> dict[str, int]:
     """Held-out texts that also occur in another split.
 
     `same_text` counts rows of the file's own splits that a later split repeats (these are
@@ -234,7 +235,7 @@ def leak_counts(corpus: LabelledCorpus, splits: DatasetDict) -> dict[str, int]:
     }
 
 
-def contradiction_counts(corpus: LabelledCorpus) -> dict[str, int]:
+def contradiction_counts(corpus: LabeledCorpus) -> dict[str, int]:
     """Distinct texts that occur with several labels, and the rows of these texts."""
     is_contradicting = contradicting_rows(corpus)
     return {
@@ -244,7 +245,7 @@ def contradiction_counts(corpus: LabelledCorpus) -> dict[str, int]:
 
 
 def audit_corpus(
-    corpus: LabelledCorpus,
+    corpus: LabeledCorpus,
     splits: DatasetDict,
     tokenizers: dict[str, PreTrainedTokenizerBase],
     max_length: int,

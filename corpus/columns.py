@@ -1,4 +1,4 @@
-"""Read a labelled file: detect its columns, its task, its complete rows and the keys of its texts.
+"""Read a labeled file: detect its columns, its task, its complete rows and the keys of its texts.
 
 A column is detected only if the choice is unambiguous; otherwise the user must name it.
 """
@@ -48,8 +48,8 @@ FIRST_DATA_ROW = 2  # as a spreadsheet counts: the header is row 1
 
 
 @dataclass(frozen=True)
-class LabelledCorpus:
-    """A labelled file.
+class LabeledCorpus:
+    """A labeled file.
 
     `table` contains every column of the file as strings. `rows` contains the complete rows only,
     in file order, with the columns
@@ -71,7 +71,7 @@ class LabelledCorpus:
     rows: pa.Table
     labels: np.ndarray
 
-    def filter(self, mask: np.ndarray) -> LabelledCorpus:
+    def filter(self, mask: np.ndarray) -> LabeledCorpus:
         """The same file with only the rows that a mask [rows] selects."""
         return dataclasses.replace(self, rows=self.rows.filter(mask), labels=self.labels[mask])
 
@@ -351,7 +351,7 @@ def is_incomplete(keys: pa.ChunkedArray, labels: np.ndarray, path: str) -> np.nd
 def build_rows(
     table: pa.Table, text_column: str, group_column: str | None, labels: np.ndarray, path: str
 ) -> tuple[pa.Table, np.ndarray]:
-    """The complete rows as `LabelledCorpus.rows`, and the mask [rows of the file] of them."""
+    """The complete rows as `LabeledCorpus.rows`, and the mask [rows of the file] of them."""
     keys = map_chunks(normalized_keys, table[text_column])
     is_complete = ~is_incomplete(keys, labels, path)
     with ThreadPoolExecutor(1) as pool:
@@ -373,7 +373,7 @@ def build_rows(
     return pa.table(columns).filter(is_complete), is_complete
 
 
-def read_corpus(options: Options) -> LabelledCorpus:
+def read_corpus(options: Options) -> LabeledCorpus:
     """Read the files of a run and detect their columns; UserError if a column is ambiguous."""
     table = read_files(options)
     check_columns(table, options)
@@ -386,16 +386,16 @@ def read_corpus(options: Options) -> LabelledCorpus:
     rows, is_complete = build_rows(
         table, text_column, options.group_column, labels, options.dataset_path
     )
-    return LabelledCorpus(table, text_column, label_columns, task, rows, labels[is_complete])
+    return LabeledCorpus(table, text_column, label_columns, task, rows, labels[is_complete])
 
 
-def contradicting_rows(corpus: LabelledCorpus) -> np.ndarray:
+def contradicting_rows(corpus: LabeledCorpus) -> np.ndarray:
     """Mask of the rows whose text also occurs with another label."""
     patterns = pd.Series(corpus.column("label_pattern")).groupby(corpus.column("key"))
     return (patterns.transform("min") < patterns.transform("max")).to_numpy()
 
 
-def leaking_rows(corpus: LabelledCorpus) -> np.ndarray:
+def leaking_rows(corpus: LabeledCorpus) -> np.ndarray:
     """Mask of the rows whose text is also in a later split of the file.
 
     A duplicate stays in test rather than in validation, and in validation rather than in train.

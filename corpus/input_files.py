@@ -1,7 +1,7 @@
 """Open a file of rows in any supported format, compression and encoding.
 
 Training and inference both read files through `open_rows`, so a file that trained a model can be
-labelled by it. Training stops at the first row with an error (`corpus.readers`); inference reports
+labeled by it. Training stops at the first row with an error (`corpus.readers`); inference reports
 it and continues (`engines.file_scoring`).
 """
 

@@ -48,7 +48,7 @@ def wordpiece_tokenizer(model: WordPiece) -> Tokenizer:
 
 
 def most_frequent_first(entry: tuple[str, int]) -> tuple[int, str]:
-    """Sort key of (character, count): by falling count, then by code point."""
+    """Sort key of (character, count): by descending count, then by code point."""
     character, count = entry
     return -count, character
 

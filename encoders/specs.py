@@ -64,7 +64,7 @@ def teacher_layer_ids(spec: str, available: int) -> list[int]:
         return spaced_layers(count, available)
     if max(numbers) >= available or numbers != sorted(set(numbers)):
         raise UserError(
-            f"--student_path is {spec}, but must name rising layers of the teacher's 0 to "
+            f"--student_path is {spec}, but must list teacher layers in ascending order, from 0 to "
             f"{available - 1}"
         )
     return numbers

@@ -106,7 +106,7 @@ def config_value(spec: str, flag: str, name: str) -> int:
 
 
 def empty_encoder(spec: str, flag: str) -> PreTrainedModel:
-    """The modules of a hub name or directory, without weights and memory."""
+    """The model of a hub name or directory on the meta device, without weights."""
     return model_without_weights(read_config(spec, flag))
 
 

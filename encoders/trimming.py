@@ -1,7 +1,7 @@
 """Remove tokens from a tokenizer and from the embedding of its model.
 
-`kept_ids` are the old ids of the kept tokens in rising order. Their positions in this list are the
-new ids, so that special tokens at the beginning keep their ids.
+`kept_ids` are the old ids of the kept tokens in ascending order. Their positions in this list are
+the new ids, so that special tokens at the beginning keep their ids.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class VocabularyUsage:
 
 
 def count_usage(backend: Tokenizer, chunks: Iterable[list[str]]) -> VocabularyUsage:
-    """What the texts of all chunks use."""
+    """The `VocabularyUsage` of the texts in all chunks."""
     usage = VocabularyUsage(backend)
     for texts in chunks:
         usage.add(texts)
@@ -278,7 +278,7 @@ def with_ancestors(token_id: int, halves: dict[int, set[int]]) -> set[int]:
 def choose_tokens(
     backend: Tokenizer, usage: VocabularyUsage, rule: str, always: Iterable[int] = ()
 ) -> list[int]:
-    """Ids of the tokens that `--trim_vocab` keeps, in rising order.
+    """Ids of the tokens that `--trim_vocab` keeps, in ascending order.
 
     `rule` is `used` (every token that occurs, and every single character), `auto` (the characters
     of the texts, and the fewest tokens that make up COVERAGE of the occurrences), or a number

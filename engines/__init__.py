@@ -1,1 +1,2 @@
-"""Inference engines: every format of a model behind one interface, and what writes the formats."""
+"""Inference engines: every format of a model behind one interface, and the writers of the
+formats."""

@@ -196,14 +196,12 @@ def servable_formats(model_dir: Path, engine: str) -> list[str]:
     selected = [name for name in present if engine in ("auto", name, engine_name(name))]
     if not selected:
         choices = dict.fromkeys([*map(engine_name, present), *present])
-        raise UserError(
-            f"--engine is {engine}, but must be auto or what the model has: {', '.join(choices)}"
-        )
+        raise UserError(f"--engine is {engine}, but must be auto or one of: {', '.join(choices)}")
     installed = [name for name in selected if not missing_packages(name)]
     if not installed:
         packages = " ".join(missing_packages(selected[0]))
         raise UserError(
-            f"--engine is {engine}, but must have what serves {selected[0]}: pip install {packages}"
+            f"--engine is {engine}, but serving {selected[0]} needs more packages: pip install {packages}"
         )
     return installed
 

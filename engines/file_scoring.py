@@ -1,7 +1,7 @@
 """Label the rows of a file in bounded memory: windows of rows, progress on disk, resumption.
 
-Rows keep their order. A killed run is resumed by the same call, and the finished output is the same
-to the byte as that of an undisturbed run.
+Rows keep their order. A killed run is resumed by the same call, and the output is byte-identical to
+that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """Rows read, bytes written, rows labelled, and rows with errors."""
+    """Rows read, bytes written, rows labeled, and rows with errors."""
 
     rows: int = 0
     written_bytes: int = 0
@@ -60,7 +60,7 @@ class Progress:
 
 
 class Summary(NamedTuple):
-    """The progress at the end; rows that this process labelled, its seconds, and those of
+    """The progress at the end; rows that this process labeled, its seconds, and those of
     tokenization."""
 
     progress: Progress
@@ -105,7 +105,7 @@ def text_error(value: Any) -> str:
 
 
 def check_row(row: Row, job: Job) -> Row:
-    """The row with an error if it cannot be labelled, without values if it cannot be written.
+    """The row with an error if it cannot be labeled, without values if it cannot be written.
 
     A key that collides with an added column is possible only in JSON Lines on stdin, whose keys are
     not known in advance.

@@ -226,7 +226,7 @@ def write_activation_ranges(source: Path, calibration: Calibration, folder: Path
 def quantize_onnx_int4(
     source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Weights of products and embeddings in 4 bits, one scale per 128; int8 activations."""
+    """4-bit weights of MatMuls and embeddings, one scale per 128 weights; int8 activations."""
     import onnx
 
     # Private API of onnxruntime (pinned): the module of the MatMulNBits quantizer and ONNXModel.

@@ -85,11 +85,12 @@ class QualityGate:
         format_name: str,
         bits: int,
     ) -> list[str]:
-        """Write a format with ever more layers in full precision until its score is accepted.
+        """Write a format with an increasing number of layers in full precision until its score is
+        accepted.
 
-        `write(skipped_layers)` writes the format to `out_dir`. It is called with the 0, 1, 2, 4,
-        8, ... most sensitive layers, until the score is high enough or all layers are skipped.
-        Returns the layers that were skipped.
+        `write(skipped_layers)` writes the format to `out_dir`. It is called with the 0, 1, 2, 4, 8,
+        ... most sensitive layers, until the score is high enough or all layers are skipped. Returns
+        the layers that were skipped.
         """
         skipped_layers: list[str] = []
         write(skipped_layers)
@@ -144,7 +145,8 @@ def layer_sensitivities(
 
 @contextmanager
 def fake_quantized(layer: nn.Linear | nn.Embedding, bits: int) -> Iterator[None]:
-    """Within the block `layer` has fake-quantized weights; with 8 bits a Linear also its inputs."""
+    """Fake-quantize the weights of `layer` in the block; with 8 bits also the inputs of a
+    Linear."""
     weight = layer.weight.data
     layer.weight.data = fake_quantize_weight(weight, bits)
     hooks = []

@@ -25,8 +25,8 @@ EVALUATION_VERSION = 4  # increases when the code of evaluation changes its resu
 
 
 def find_evaluation(paths: Iterable[Path], key: str) -> Path | None:
-    """The first of these files with the evaluation of this key, and with its predictions beside
-    it."""
+    """The first of these files with the evaluation of this key, and with its
+    predictions in the same directory."""
     for path in paths:
         with suppress(OSError, ValueError):  # another run may be writing the file
             if (

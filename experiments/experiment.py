@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from compression_config import PIPELINES, PLACE_OPTIONS, Options, as_record
 from corpus.audit import audit_corpus, audit_lines, audit_table, token_sample
-from corpus.columns import LabelledCorpus
+from corpus.columns import LabeledCorpus
 from data import drop_unusable_rows, label_array, split_corpus
 from encoders.start import start_tokenizer
 from engines.engine import ModelFormat, serving_files
@@ -74,7 +74,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(differing)
 
 
-def load_tokenizers(options: Options, corpus: LabelledCorpus) -> dict[str, Any]:
+def load_tokenizers(options: Options, corpus: LabeledCorpus) -> dict[str, Any]:
     """The tokenizers of the run; a scratch one is trained on a sample of the texts."""
     texts = token_sample(corpus)
     tokenizers = {
@@ -141,7 +141,7 @@ def repeats_of(options: Options) -> list[tuple[str, Options, int | None]]:
 
 @contextmanager
 def open_experiments(
-    runs: list[Options], corpus: LabelledCorpus, run_log: RunLog
+    runs: list[Options], corpus: LabeledCorpus, run_log: RunLog
 ) -> Iterator[list[Experiment]]:
     """Check everything, split the data, and yield one experiment per run.
 
@@ -173,7 +173,7 @@ def open_experiments(
 
 
 def build_experiments(
-    corpus: LabelledCorpus, runs: list[Options], commands: list[str]
+    corpus: LabeledCorpus, runs: list[Options], commands: list[str]
 ) -> list[Experiment]:
     """One experiment per run; the file is split and audited once."""
     usable = drop_unusable_rows(corpus)
@@ -271,7 +271,7 @@ class Experiment:
     def __init__(
         self,
         options: Options,
-        corpus: LabelledCorpus,
+        corpus: LabeledCorpus,
         splits: list[DatasetDict],
         findings: dict[str, Any],
         command: str,

@@ -1,6 +1,6 @@
 """The stages of a run, as data: adding a stage is one function and one entry in `STAGES`.
 
-`plan(options)` gives the steps of a run in the order in which they are made. A step holds
+`plan(options)` gives the steps of a run in the order in which they are made. A step contains
 everything that distinguishes it from the others, so that the runner is a loop without a condition
 on names.
 """
@@ -172,7 +172,7 @@ STAGES = (
         Role.STUDENT,
         options=(*SOFT_TARGET_OPTIONS, *STUDENT_OPTIONS, "epochs", "kd_method"),
         description="train the same student on the labels only, up to {epochs} epochs: the "
-        "difference is what the teacher adds",
+        "difference is the effect of the teacher",
         row="student_plain",
         asked_by=("kd_baseline",),
         overrides={"kd_method": "logit", "kd_alpha": 0.0, "kd_temperature": 1.0},

@@ -106,7 +106,8 @@ class StageRunner:
             self.run_step(step)
 
     def run_step(self, step: Step) -> Path:
-        """Make the step's directory or reuse a finished one, then add its rows; the directory."""
+        """Make the step's directory or reuse a finished one, then add its rows; returns the
+        directory."""
         target = self.directory / step.stage.name
         fingerprint = self.fingerprint(step)
         record = {"options": as_record(step.options)}
@@ -136,7 +137,7 @@ class StageRunner:
         return self.options.teacher_path if step.stage.role is Role.TEACHER else ""
 
     def make(self, step: Step, partial: Path, fingerprint: str) -> dict[str, float]:
-        """Call the stage's function; its cost. Only stages that are trained run in every
+        """Call the stage's function and return its cost. Only stages that are trained run in every
         process."""
         splits = self.rows_for(step.stage.rows)
         options = StageOptions(**vars(step.options))
@@ -160,7 +161,7 @@ class StageRunner:
         make: Callable[[Path], dict[str, float]],
         record: dict[str, Any],
     ) -> bool:
-        """Have a finished directory at `target`, made by `make` or reused; whether it was reused.
+        """Make or reuse the finished directory `target`; returns whether it was reused.
 
         `make` writes into the directory that it is given, and returns what that cost.
         """

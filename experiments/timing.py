@@ -31,7 +31,7 @@ class TimedFormat:
 
 
 def distinct_formats(runners: list[StageRunner]) -> list[TimedFormat]:
-    """Every format of the runs once, each with a name of its own."""
+    """Every format of the runs once, each with a unique name."""
     timed: list[TimedFormat] = []
     for runner in runners:
         for model_format in runner.formats:

@@ -270,7 +270,7 @@ def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool
 
 
 def write_page(directory: Path, audit: AuditLines, *, with_examples: bool = True) -> None:
-    """Write `report.html` beside the results of a run; `audit` are the lines of the data audit."""
+    """Write `report.html` next to the results of a run; `audit` are the lines of the data audit."""
     text = run_page(read_results(directory), audit, with_examples=with_examples)
     (directory / PAGE_NAME).write_text(text, encoding="utf-8")
 

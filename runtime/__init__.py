@@ -1,2 +1,2 @@
-"""What every run needs: options from the command line, files, stage directories, logs,
+"""Shared infrastructure: options from the command line, files, stage directories, logs,
 processes, the CPU."""

@@ -36,7 +36,7 @@ def archive_path(directory: Path) -> Path:
 
 
 def write_archive(directory: Path) -> Path:
-    """Write `<directory>.tar.zst` of every file in `directory`, atomically; its path."""
+    """Write `<directory>.tar.zst` of every file in `directory`, atomically; returns its path."""
     path = archive_path(directory)
     partial = path.with_name(f"{path.name}.partial")
     files = sorted(file for file in directory.rglob("*") if file.is_file())

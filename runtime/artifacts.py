@@ -1,4 +1,4 @@
-"""A model directory on disk: whole or absent, with a record of how it was made.
+"""A model directory on disk: complete or absent, with a record of how it was made.
 
 A stage writes into `<stage>.<fingerprint>.partial`, which a killed run leaves behind with its
 checkpoints. The directory is renamed when it is complete. A finished directory with the same

@@ -45,7 +45,8 @@ def is_finished(checkpoint: Path, epochs: int, patience: int) -> bool:
 
 
 def best_checkpoint(last: Path) -> Path:
-    """The checkpoint of the best validation epoch, which the Trainer keeps beside the last one."""
+    """The checkpoint of the best validation epoch, which the Trainer keeps in addition to the
+    last one."""
     return last.with_name(f"checkpoint-{read_state(last)['best_global_step']}")
 
 

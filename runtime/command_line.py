@@ -61,7 +61,7 @@ def build_parser() -> ArgumentParser:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be encoded as UTF-8, so that it holds no lone surrogates."""
+    """Whether a text can be encoded as UTF-8, that is, whether it contains no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -89,7 +89,7 @@ def convert(name: str, value: str) -> Any:
 
 
 def convert_all(entries: Entries, errors: list[str]) -> dict[str, Any]:
-    """Option name -> converted value; the lines of what is refused are appended to `errors`."""
+    """Option name -> converted value; error lines for invalid values are appended to `errors`."""
     values = {}
     for name, text in entries.items():
         try:
@@ -235,7 +235,7 @@ def split_errors(options: Options) -> list[str]:
 
 
 def combination_errors(options: Options) -> list[str]:
-    """Options that are valid alone but not together."""
+    """Options that are valid individually but not in combination."""
     stages = PIPELINES[options.pipeline]
     errors = split_errors(options)
     sources = unlabeled_sources(options)

@@ -1,4 +1,4 @@
-"""What every command does with errors: one line on stderr and an exit code, without a traceback.
+"""Error handling of all commands: one line on stderr and an exit code, without a traceback.
 
 | code | meaning |
 |---|---|

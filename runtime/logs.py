@@ -79,7 +79,7 @@ def current_level() -> int:
 
 
 def library_level(level: int) -> int:
-    """The level of library logs at our `level`."""
+    """The log level for libraries if ours is `level`."""
     return logging.INFO if level == logging.DEBUG else logging.ERROR
 
 

@@ -1,10 +1,10 @@
-"""Kill a run repeatedly, resume it each time, and compare it with an undisturbed run.
+"""Kill a run repeatedly, resume it each time, and compare it with an uninterrupted run.
 
-`python scripts/check_kills.py OUTPUT [--kills 20] [options of main.py]`. The undisturbed run comes
-first; its duration determines when the other run is killed. Every third kill waits until a weight
-file is opened for writing. Quality, agreement, sparsity, parameters and bytes must be identical,
-and no partial directory may remain. Prints one line per kill; the exit code is 1 if something
-differs.
+`python scripts/check_kills.py OUTPUT [--kills 20] [options of main.py]`. The uninterrupted run
+comes first; its duration determines when the other run is killed. Every third kill waits until a
+weight file is opened for writing. Quality, agreement, sparsity, parameters and bytes must be
+identical, and no partial directory may remain. Prints one line per kill; the exit code is 1 if
+something differs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "killed"
 START_UP_S = 10  # of Python and its libraries
-FIRST_KILL = 0.02  # fractions of the undisturbed run, after the start-up
+FIRST_KILL = 0.02  # fractions of the uninterrupted run, after the start-up
 LAST_KILL = 0.08
 WRITE_EVERY = 3  # every third kill waits for a weight file
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
@@ -112,7 +112,7 @@ def kill_repeatedly(
 
 
 def main() -> int:
-    """Run undisturbed, then with kills, and compare."""
+    """Run uninterrupted, then with kills, and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="Further options are those of main.py.",
@@ -121,19 +121,19 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="empty directory for both runs")
     parser.add_argument("--kills", type=int, default=20, help="number of kills")
     options, main_options = parser.parse_known_args()
-    undisturbed = options.output.absolute() / "undisturbed"
+    uninterrupted = options.output.absolute() / "uninterrupted"
     killed = options.output.absolute() / "killed"
-    undisturbed.mkdir(parents=True)
+    uninterrupted.mkdir(parents=True)
     killed.mkdir()
     start = time.monotonic()
-    if start_run(undisturbed, main_options).wait():
-        raise SystemExit(f"the undisturbed run failed: see {undisturbed}.log")
+    if start_run(uninterrupted, main_options).wait():
+        raise SystemExit(f"the uninterrupted run failed: see {uninterrupted}.log")
     duration_s = time.monotonic() - start
-    print(f"undisturbed: {duration_s:.0f} s", flush=True)
+    print(f"uninterrupted: {duration_s:.0f} s", flush=True)
     kills = kill_repeatedly(killed, main_options, options.kills, duration_s)
     if start_run(killed, main_options).wait():
         raise SystemExit(f"the run failed after {kills} kills: see {killed}.log")
-    metrics = read_metrics(undisturbed)
+    metrics = read_metrics(uninterrupted)
     is_equal = bool(metrics) and metrics == read_metrics(killed)
     partial_directories = list(killed.rglob("*.partial"))
     print(

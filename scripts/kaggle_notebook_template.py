@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Compress a text classifier
 #
-# Attach as inputs (`Add Input`): the project's folder, a labelled file, and the folder of the
+# Attach as inputs (`Add Input`): the project's folder, a labeled file, and the folder of the
 # teacher's model (with internet, you can also set its name in the first cell). Then run all cells.
 # They first print which inputs were detected, and finally show the report. All outputs are in
 # `/kaggle/working`.
@@ -33,7 +33,7 @@ import torch
 
 SETTINGS = {  # an environment variable of the same name takes precedence; empty ones are detected
     "PROJECT_DIR": "",  # folder with main.py
-    "DATASET_PATH": "",  # labelled file
+    "DATASET_PATH": "",  # labeled file
     "TEACHER_PATH": "",  # model folder, hub name (with internet), or scratch:4x256 (needs neither)
     "STUDENT_PATH": "",  # the same, or teacher:2; empty: two layers of the teacher
     "REUSE": "",  # folder of an earlier session's models
@@ -154,14 +154,14 @@ def find_model_folders() -> list[Path]:
 
 
 def choose_dataset(candidates: list[Path]) -> str:
-    """The labelled file; "" for the project's sample, the default with internet."""
+    """The labeled file; "" for the project's sample, the default with internet."""
     missing = ""
     if not ONLINE:
         missing = (
-            "a labelled file, such as a CSV: upload it as a dataset. To try the notebook, set "
+            "a labeled file, such as a CSV: upload it as a dataset. To try the notebook, set "
             f"DATASET_PATH to {SAMPLE}"
         )
-    return choose("DATASET_PATH", "labelled files", candidates, missing)
+    return choose("DATASET_PATH", "labeled files", candidates, missing)
 
 
 def choose_teacher(candidates: list[Path]) -> str:
@@ -250,7 +250,7 @@ def install_command(requirements: Path, constraints: Path) -> list[str]:
 
 
 def install(requirements: Path) -> None:
-    """Install the pins; Stop if they are incompatible with KEPT_PACKAGES."""
+    """Install the pinned packages; raises Stop if they conflict with KEPT_PACKAGES."""
     versions = {package: installed_version(package) for package in KEPT_PACKAGES}
     lines = [f"{package}=={pinned}\n" for package, pinned in versions.items() if pinned]
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +260,7 @@ def install(requirements: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise Stop(
-            "pip could not install them beside the image's torch, numpy and pandas:\n"
+            "pip could not install them alongside the image's torch, numpy and pandas:\n"
             f"{result.stdout[-2000:]}{result.stderr[-2000:]}"
         )
 

@@ -1,4 +1,4 @@
-"""Texts and labelled files that tests make on the spot."""
+"""Texts and labeled files that tests make on the spot."""
 
 import csv
 import random

@@ -1,4 +1,4 @@
-"""Labelled files and their audits, built by tests."""
+"""Labeled files and their audits, built by tests."""
 
 from pathlib import Path
 from typing import Any

@@ -159,7 +159,7 @@ def test_the_table_is_printed_written_and_printed_again(ablation, capsys):
     assert capsys.readouterr().out == ablation.printed
 
 
-def test_a_pipeline_alone_is_the_same_experiment(ablation, run_main):
+def test_a_pipeline_run_separately_is_the_same_experiment(ablation, run_main):
     before = sorted((ablation.output / "models").iterdir())
     assert run_main(["--pipeline", "quant_only", *ablation.argv[1:]]) == 0
     assert sorted((ablation.output / "models").iterdir()) == before

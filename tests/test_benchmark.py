@@ -139,7 +139,7 @@ def limit_positions(directory: Path) -> None:
     "spoil, expected",
     [
         (delete_tokenizer, "must contain config.json, tokenizer.json and"),
-        (delete_tokenizer_config, "tokenizer_config.json beside its model"),
+        (delete_tokenizer_config, "tokenizer_config.json next to its model"),
         (break_config, "config.json cannot be read as that of an encoder"),
         (limit_positions, "--max_length is 128, but"),
     ],

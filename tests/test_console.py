@@ -45,7 +45,7 @@ assert codes == [0, 0, 2], codes
 
 
 def lines_of(log: Path) -> list[str]:
-    """What a log file holds, without the times, which every entry begins with."""
+    """The lines of a log file without their timestamps."""
     return re.sub(
         r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", "", log.read_text(), flags=re.M
     ).splitlines()
@@ -138,7 +138,7 @@ def test_quiet_leaves_errors_and_the_table(argv, tmp_path):
 
 @pytest.fixture
 def talkative():
-    """Libraries speak as before once the test is over."""
+    """Restore the log levels of libraries after the test."""
     yield
     set_up_process()
     logging.captureWarnings(False)
@@ -235,7 +235,7 @@ def test_a_refused_directory_gets_no_log(run_main, argv, tmp_path, capsys):
 
 
 class Recorder(TrainerCallback):
-    """Stands in for an integration: keeps what the Trainer tells it."""
+    """A fake tracker that records what the Trainer reports."""
 
     told: list = []
 

@@ -155,8 +155,8 @@ def given(words: list[str]) -> dict[str, str]:
 
 def tiny(words: list[str], stand_ins: dict[str, str], output: Path) -> list[str]:
     """The arguments of a documented command: defaults replaced as names are, epochs and lengths
-    capped, all in absolute folders, because the shared measuring process stands
-    in_measuring_process."""
+    capped, all in absolute folders, because the shared measuring process runs in another
+    directory."""
     words = [replaced(word, stand_ins) for word in words]
     named = given(words)
     defaults = {
@@ -262,7 +262,7 @@ def test_every_command_is_one_that_is_run_or_known():
         )
 
 
-def test_the_users_own_example_and_the_test_command_stand_to_the_letter():
+def test_the_users_own_example_and_the_test_command_appear_verbatim():
     text = text_of(ROOT / "README.md")
     example = r"""python main.py --pipeline kd_prune_quant --dataset_path data/HateSpeech.csv \
     --teacher_path csebuetnlp/banglabert --student_path distilbert-base-multilingual-cased \
@@ -341,7 +341,7 @@ def test_every_option_is_documented_once():
 @pytest.mark.parametrize(
     "command", [inference, report, benchmark], ids=lambda module: module.__name__
 )
-def test_every_option_of_another_command_stands_on_a_page_about_it(command, capsys):
+def test_every_option_of_another_command_is_documented_on_its_page(command, capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     options = set(re.findall(r"^  (--\w+)", capsys.readouterr().out, re.M))

@@ -171,7 +171,7 @@ def test_keys_that_occur_late_become_columns_of_a_csv(tmp_path):
     assert rows[201] == ["b", '[1, "x"]', *expected_cells("b")]
 
 
-def test_a_json_array_is_labelled_like_json_lines(tmp_path, caplog):
+def test_a_json_array_is_labeled_like_json_lines(tmp_path, caplog):
     source = tmp_path / "in.json"
     source.write_text(json.dumps([{"text": "a", "n": 1}, 3, {"text": "b"}], indent=1))
     label(source, tmp_path / "out.jsonl", CountingEngine().classifier())
@@ -380,7 +380,7 @@ def source_of_five_windows(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("passes", [0, 1, 3, 8, 13])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl.gz", ".parquet"])
-def test_a_killed_run_resumes_and_the_file_is_the_same_to_the_byte(
+def test_a_killed_run_resumes_and_the_file_is_byte_identical(
     source_of_five_windows, tmp_path, suffix, passes
 ):
     undisturbed_output = tmp_path / f"undisturbed{suffix}"

@@ -19,7 +19,7 @@ SENSITIVE_LAYER = "bert.encoder.layer.1.output.dense"
 
 @pytest.fixture(scope="module")
 def folder_with_outlier_model(tmp_path_factory) -> Path:
-    """A directory with a model that int8 destroys (`model`) and a labelled file (`labelled.csv`).
+    """A directory with a model that int8 destroys (`model`) and a labeled file (`labeled.csv`).
 
     One neuron of the last feed-forward block is always at 3000 and has no effect, so fp32 is not
     affected; a quantization grid of 256 steps up to 3000 loses all other neurons. The labels are
@@ -46,14 +46,14 @@ def folder_with_outlier_model(tmp_path_factory) -> Path:
     model.save_pretrained(folder / "model")
     logits = logits_on_disk(folder / "model", "torch", texts, threads=None)
     labels = [config.id2label[decision] for decision in logits.argmax(1)]
-    pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / "labelled.csv", index=False)
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / "labeled.csv", index=False)
     return folder
 
 
 def gated_run(folder: Path, *arguments: str) -> list[str]:
     return [
         "--dataset_path",
-        str(folder / "labelled.csv"),
+        str(folder / "labeled.csv"),
         "--teacher_path",
         str(folder / "model"),
         "--teacher_epochs",
@@ -146,7 +146,7 @@ def test_a_pipeline_with_a_rejected_format_does_not_stop_the_next_pipeline(
     assert first_line.startswith("main.py: quant_only: dynamic is rejected: it loses ")
     assert "dynamic (rejected)" in printed.out
     assert printed.out.splitlines()[-1].startswith("baseline")
-    (compressed,) = (folder / "compressed_models").glob("baseline_labelled_??????")
+    (compressed,) = (folder / "compressed_models").glob("baseline_labeled_??????")
     assert (compressed / "model.safetensors").exists()
 
 

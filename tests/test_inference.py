@@ -70,7 +70,7 @@ def read_rows(path: Path, delimiter: str = ",") -> list[list[str]]:
         return list(csv.reader(file, delimiter=delimiter, strict=True))
 
 
-# ---------------------------------------------------- a file that can be trained on can be labelled
+# ---------------------------------------------------- a file that can be trained on can be labeled
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def comments() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def labelled_rows(model, comments, tmp_path_factory) -> list[list[str]]:
+def labeled_rows(model, comments, tmp_path_factory) -> list[list[str]]:
     """The rows of a plain CSV with the predicted label and its probability."""
     folder = tmp_path_factory.mktemp("plain")
     write_rows(folder / "in.csv", comments)
@@ -107,17 +107,17 @@ def close(rows: list[list[str]], expected: list[list[str]]) -> bool:
     return scores == pytest.approx([float(row[-1]) for row in expected[1:]], abs=2e-6)
 
 
-def test_a_gzipped_csv_is_labelled(model, comments, labelled_rows, tmp_path):
+def test_a_gzipped_csv_is_labeled(model, comments, labeled_rows, tmp_path):
     write_rows(tmp_path / "in.csv", comments)
     content = gzip.compress((tmp_path / "in.csv").read_bytes())
     (tmp_path / "in.csv.gz").write_bytes(content)
     argv = arguments(model, tmp_path / "in.csv.gz", tmp_path / "out.csv.gz")
     assert main([*argv, "--text_column", "Comments"]) == 0
     text = gzip.decompress((tmp_path / "out.csv.gz").read_bytes()).decode()
-    assert close(list(csv.reader(io.StringIO(text, newline=""))), labelled_rows)
+    assert close(list(csv.reader(io.StringIO(text, newline=""))), labeled_rows)
 
 
-def test_a_parquet_file_is_labelled(model, comments, labelled_rows, tmp_path):
+def test_a_parquet_file_is_labeled(model, comments, labeled_rows, tmp_path):
     texts, labels = zip(*comments[1:], strict=True)
     table = pa.table({"Comments": texts, "HateSpeech": [int(label) for label in labels]})
     pq.write_table(table, tmp_path / "in.parquet")
@@ -128,10 +128,10 @@ def test_a_parquet_file_is_labelled(model, comments, labelled_rows, tmp_path):
     rows = [written.column_names]
     for row in written.to_pylist():
         rows.append([str(value) for value in row.values()])
-    assert close(rows, labelled_rows)
+    assert close(rows, labeled_rows)
 
 
-def test_a_json_lines_file_is_labelled(model, comments, labelled_rows, tmp_path):
+def test_a_json_lines_file_is_labeled(model, comments, labeled_rows, tmp_path):
     objects = [{"Comments": text, "HateSpeech": int(label)} for text, label in comments[1:]]
     lines = [json.dumps(row, ensure_ascii=False) for row in objects]
     (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -142,19 +142,19 @@ def test_a_json_lines_file_is_labelled(model, comments, labelled_rows, tmp_path)
     rows = [list(written[0])]
     for row in written:
         rows.append([str(value) for value in row.values()])
-    assert close(rows, labelled_rows)
+    assert close(rows, labeled_rows)
 
 
-def test_a_utf16_csv_is_labelled(model, comments, labelled_rows, tmp_path, caplog):
+def test_a_utf16_csv_is_labeled(model, comments, labeled_rows, tmp_path, caplog):
     caplog.set_level("INFO")
     write_rows(tmp_path / "in.csv", comments, "utf-16")
     argv = arguments(model, tmp_path / "in.csv", tmp_path / "out.csv")
     assert main([*argv, "--text_column", "Comments"]) == 0
-    assert close(read_rows(tmp_path / "out.csv"), labelled_rows)
+    assert close(read_rows(tmp_path / "out.csv"), labeled_rows)
     assert caplog.records[0].getMessage().endswith("in.csv is read as utf-16-le")
 
 
-def test_a_cp1252_csv_with_accents_is_labelled(model, tmp_path, caplog):
+def test_a_cp1252_csv_with_accents_is_labeled(model, tmp_path, caplog):
     caplog.set_level("INFO")
     rows = [["Comments", "n"], ["“The café’s façade – superb”", "1"], ["a résumé; 5€", "2"]]
     write_rows(tmp_path / "in.csv", rows, "cp1252")
@@ -166,16 +166,16 @@ def test_a_cp1252_csv_with_accents_is_labelled(model, tmp_path, caplog):
     assert caplog.records[0].getMessage().endswith("in.csv is read as cp1252")
 
 
-def test_a_csv_with_a_column_called_label_is_labelled(model, comments, labelled_rows, tmp_path):
+def test_a_csv_with_a_column_called_label_is_labeled(model, comments, labeled_rows, tmp_path):
     write_rows(tmp_path / "in.csv", [["Comments", "label"], *comments[1:]])
     argv = arguments(model, tmp_path / "in.csv", tmp_path / "out.csv")
     assert main([*argv, "--text_column", "Comments"]) == 0
     written = read_rows(tmp_path / "out.csv")
     assert written[0] == ["Comments", "label", *ADDED]
-    assert close(written, [written[0], *labelled_rows[1:]])
+    assert close(written, [written[0], *labeled_rows[1:]])
 
 
-def test_an_output_that_was_labelled_can_be_labelled_again(model, tmp_path):
+def test_an_output_that_was_labeled_can_be_labeled_again(model, tmp_path):
     (tmp_path / "in.csv").write_text("text\nba be\n")
     assert main(arguments(model, tmp_path / "in.csv", tmp_path / "out.csv")) == 0
     assert main(arguments(model, tmp_path / "out.csv", tmp_path / "again.csv")) == 0
@@ -201,7 +201,7 @@ def test_texts_are_printed_one_per_line(model, multi_label_model, capsys):
     assert capsys.readouterr().out.split("\t")[1].startswith("ad=")
 
 
-def test_a_file_is_labelled_as_python_labels_its_texts(multi_label_model, tmp_path, caplog):
+def test_a_file_is_labeled_as_python_labels_its_texts(multi_label_model, tmp_path, caplog):
     caplog.set_level("INFO")
     source = tmp_path / "in.tsv"
     output = tmp_path / "out.tsv"
@@ -219,7 +219,7 @@ def test_a_file_is_labelled_as_python_labels_its_texts(multi_label_model, tmp_pa
         assert float(row["predicted_score"]) == pytest.approx(best, abs=1e-5)
         for name, score in answer["scores"].items():
             assert float(row[f"score_{name}"]) == pytest.approx(score, abs=1e-5)
-    assert caplog.records[-1].getMessage().startswith("90 rows labelled, 0 rows with errors; ")
+    assert caplog.records[-1].getMessage().startswith("90 rows labeled, 0 rows with errors; ")
 
 
 def test_the_column_that_the_model_was_trained_on_is_read_unless_another_is_named(
@@ -270,7 +270,7 @@ def test_json_lines_on_stdin_become_json_lines_on_stdout(model):
     done = run_command([*arguments(model, "-"), "--format", "jsonl"], input=rows)
     assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["text", *ADDED]] * 2
     assert "line 2 has a blank text" in done.stderr
-    assert "1 rows labelled, 1 rows with errors" in done.stderr
+    assert "1 rows labeled, 1 rows with errors" in done.stderr
 
 
 def test_a_csv_on_stdin_keeps_its_columns_and_delimiter(model):
@@ -364,7 +364,7 @@ print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)
     assert len(list(csv.reader(io.StringIO(done.stdout)))) == 3
 
 
-def test_parquet_is_labelled_without_torch_and_pandas(model, tmp_path):
+def test_parquet_is_labeled_without_torch_and_pandas(model, tmp_path):
     """Values in nanoseconds are what pyarrow needs pandas for."""
     table = pa.table({"text": ["a"], "when": pa.array([1], pa.timestamp("ns"))})
     pq.write_table(table, tmp_path / "in.parquet")

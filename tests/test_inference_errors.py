@@ -27,7 +27,7 @@ ERRORS = [
     ("--model MODEL a --input in.csv", "TEXT is given, but not together with --input"),
     (
         "--model MODEL a --engine tensorrt",
-        "--engine is tensorrt, but must be auto or what the model has: torch",
+        "--engine is tensorrt, but must be auto or one of: torch",
     ),
     (
         "--model MODEL a --engine onnx/../config.json",

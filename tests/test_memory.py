@@ -112,7 +112,7 @@ FROM_THE_FILE = {
 }
 
 
-def test_the_list_of_what_invalidates_what_is_complete():
+def test_the_invalidation_table_is_complete():
     assert set(INVALIDATES) == set(OPTIONS)
 
 
@@ -134,9 +134,7 @@ def test_the_stages_of_the_table_are_those_of_the_plan():
     "option, value",
     [("validation_fraction", 0.2), ("test_fraction", 0.3), ("data_fraction", 0.5), ("seed", 7)],
 )
-def test_an_option_of_the_data_changes_what_every_stage_teacher_fingerprint(
-    option, value, tiny_csv
-):
+def test_a_data_option_changes_the_fingerprint_of_every_stage(option, value, tiny_csv):
     assert (
         teacher_fingerprint(tiny_csv)
         == teacher_fingerprint(tiny_csv)
@@ -182,7 +180,7 @@ def test_the_number_of_processes_is_part_of_the_fingerprint_of_a_trained_stage(
     assert teacher_fingerprint(tiny_csv) != alone
 
 
-def test_one_changed_cell_changes_what_every_stage_teacher_fingerprint(tiny_csv, tmp_path):
+def test_one_changed_cell_changes_the_fingerprint_of_every_stage(tiny_csv, tmp_path):
     table = pd.read_csv(tiny_csv)
     table.loc[
         load_splits(Options(dataset_path=str(tiny_csv)))[0]["train"]["id"][0], "Comments"
@@ -265,7 +263,7 @@ class Kill(TrainerCallback):
 def train(
     csv: Path, folder: Path, *callbacks: TrainerCallback, epochs: int = 4
 ) -> dict[str, torch.Tensor]:
-    """Weights after training a tiny model in `folder`, going on from what is there."""
+    """Weights after training a tiny model in `folder`, resuming from any checkpoint there."""
     splits, task, columns = load_splits(Options(dataset_path=str(csv)))
     del splits["test"]  # training may not look at it
     options = resolve_defaults(

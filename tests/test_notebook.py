@@ -179,7 +179,7 @@ def test_offline_without_inputs_the_notebook_asks_for_them_without_a_traceback(
     text = printed_text(document)
     assert not has_finished and "Traceback" not in text and "Stop" not in text
     expected = [
-        "- a labelled file, such as a CSV",
+        "- a labeled file, such as a CSV",
         "DATASET_PATH",
         "- a teacher: a folder with config.json",
         "TEACHER_PATH to scratch:4x256",
@@ -189,7 +189,7 @@ def test_offline_without_inputs_the_notebook_asks_for_them_without_a_traceback(
 
 
 def test_as_a_script_the_template_ends_with_a_message(inputs_dir):
-    with pytest.raises(SystemExit, match="- a labelled file"):
+    with pytest.raises(SystemExit, match="- a labeled file"):
         run_cells_before("KEPT_PACKAGES =")
 
 
@@ -296,7 +296,9 @@ def test_on_kaggle_packages_are_installed_and_torch_stays(inputs_dir, monkeypatc
     attach_wheel(inputs_dir)
     run_cells_before("def launcher")
     attach_wheel(inputs_dir, "Requires-Dist: torch==0.1\n")
-    with pytest.raises(SystemExit, match="could not install them beside the image's torch") as stop:
+    with pytest.raises(
+        SystemExit, match="could not install them alongside the image's torch"
+    ) as stop:
         run_cells_before("def launcher")
     assert f"(constraint) torch=={torch.__version__}" in str(stop.value)
 

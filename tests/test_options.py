@@ -42,7 +42,7 @@ def test_a_list_option_and_an_optional_one_take_their_types_from_the_annotation(
 
 
 @pytest.mark.parametrize("word", ["--prune_scope", "--prune_scope=row", "--kd_hidden_weight"])
-def test_a_removed_option_answers_with_what_replaced_it(word):
+def test_a_removed_option_names_its_replacement(word):
     with pytest.raises(UserError, match=f"{word.partition('=')[0]} was removed: .{{20,}}"):
         parse_options([word])
 

@@ -113,7 +113,7 @@ def test_a_wrong_column_lists_those_that_exist(refused):
     ]
 
 
-def test_several_label_columns_must_hold_0_and_1(refused):
+def test_several_label_columns_must_contain_only_0_and_1(refused):
     content = "text,a,b\n" + "".join(f"{text},{i % 2},{i % 3}\n" for i, text in enumerate(TEXTS))
     (line,) = refused(["--label_columns", "a", "b"], content)
     assert "--label_columns includes b" in line and "0 and 1" in line
@@ -155,7 +155,7 @@ def test_several_errors_come_together(refused, tmp_path):
             "--teacher_path scratch:6x64 --student_path teacher:9",
             "--student_path is teacher:9, but the teacher has 6",
         ),
-        ("--teacher_path scratch:6x64 --student_path teacher:2,1", "rising layers"),
+        ("--teacher_path scratch:6x64 --student_path teacher:2,1", "ascending order"),
         ("--teacher_path scratch:six", "must read scratch:LAYERSxHIDDEN"),
         ("--teacher_path teacher:2", "only --student_path takes teacher:N"),
         ("--device cuda", "--device is cuda, but torch finds no CUDA device"),

@@ -67,7 +67,7 @@ def test_folds_have_their_own_teachers_rows_and_a_mean(run, capsys):
         "macro_f1_sd"
     ] == pytest.approx(np.std(values, ddof=1))
     printed = capsys.readouterr().out
-    assert "+-" in printed and len(printed.strip().splitlines()) == 6  # the means alone
+    assert "+-" in printed and len(printed.strip().splitlines()) == 6  # only the means
     weights = [
         read_record(folder)["files"]["model.safetensors"]
         for folder in (folders[0] / "quantize", artifact)
@@ -102,7 +102,7 @@ def test_seeds_have_their_own_splits_and_each_equals_the_single_run_of_that_seed
     assert [row["macro_f1"] for row in alone] == again
 
 
-def test_the_mean_row_has_the_corrected_interval_and_keeps_what_is_not_averaged():
+def test_the_mean_row_has_the_corrected_interval_and_keeps_columns_that_are_not_averaged():
     rows = [
         {
             "repeat": f"seed {i}",

@@ -91,7 +91,7 @@ FAULTS = (
     Fault(
         name="pruning calibrates on unlabeled texts",
         file="pruning.py",
-        old="    return calibration_texts(labelled_rows(split), count, seed)",
+        old="    return calibration_texts(labeled_rows(split), count, seed)",
         new="    return calibration_texts(split, count, seed)",
         tests="tests/test_distillation.py -k calibrated",
     ),

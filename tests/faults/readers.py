@@ -46,7 +46,7 @@ FAULTS = (
     ),
     # Predictions of a file
     Fault(
-        name="labelled rows in the order of their length",
+        name="labeled rows in the order of their length",
         file="engines/classifier.py",
         old="        logits = np.concatenate(batch_logits)[original_order]\n",
         new="        logits = np.concatenate(batch_logits)\n",
