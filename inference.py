@@ -79,13 +79,13 @@ def build_parser() -> ArgumentParser:
         "--output",
         metavar="FILE",
         default=STDOUT,
-        help="file of the results, in the format of its suffix; - is stdout (default: -)",
+        help="output file; its suffix sets the format; - is stdout (default: -)",
     )
     parser.add_argument(
         "--text_column",
         metavar="NAME",
-        help="column that contains the texts (default: the column that the model was trained on, the only "
-        "one, or the one called text, comment, comments, tweet, content or sentence)",
+        help="column that contains the texts (default: the column that the model was trained on, "
+        "the only one, or the one called text, comment, comments, tweet, content or sentence)",
     )
     parser.add_argument(
         "--scores",

@@ -201,7 +201,8 @@ def servable_formats(model_dir: Path, engine: str) -> list[str]:
     if not installed:
         packages = " ".join(missing_packages(selected[0]))
         raise UserError(
-            f"--engine is {engine}, but serving {selected[0]} needs more packages: pip install {packages}"
+            f"--engine is {engine}, but serving {selected[0]} needs more packages: "
+            f"pip install {packages}"
         )
     return installed
 
