@@ -12,11 +12,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from compression_config import POSITIVE, UserError
+from compression_config import POSITIVE
 from engines.engine import ModelFormat, formats_in
 from engines.latency import measure
 from reporting.results import aligned_table
 from runtime.command_line import ArgumentParser, convert
+from runtime.errors import UserError
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import set_up_process
 from runtime.machine import machine_description

@@ -6,12 +6,8 @@ instant.
 """
 
 import math
-import shlex
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
-from importlib.util import find_spec
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -25,66 +21,10 @@ PIPELINES = {  # name -> the stages that follow the fine-tuned teacher
     "prune_quant": ("prune", "quantize"),
     "kd_prune_quant": ("distill", "prune", "quantize"),
 }
-REPORTERS = (
-    "none",
-    "azure_ml",
-    "clearml",
-    "codecarbon",
-    "comet_ml",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "kubeflow",
-    "mlflow",
-    "neptune",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
+REPORTERS = (  # the trackers of the Trainer
+    *("none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte"),
+    *("kubeflow", "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb"),
 )
-MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0)}
-
-
-class UserError(Exception):
-    """An error that the user can correct; each of `lines` names the flag or file, the value and
-    the rule."""
-
-    def __init__(self, *lines: str):
-        self.lines = tuple(escape_unprintable(line) for line in lines)
-        super().__init__("\n".join(self.lines))
-
-    def print_to_stderr(self, program: str) -> int:
-        """Print the lines to stderr and return the exit code."""
-        for line in self.lines:
-            print(f"{program}: error: {line}", file=sys.stderr)
-        return 2
-
-
-def escape_unprintable(text: str) -> str:
-    """The text with control characters and lone surrogates as escapes, such as `\\x1b`."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-class ErrorCollector:
-    """Collects the UserErrors of several checks: `with errors: check()`, then
-    `errors.raise_if_any()`."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
-        if not isinstance(error, UserError):
-            return False
-        self.lines += error.lines
-        return True
-
-    def raise_if_any(self) -> None:
-        """UserError with every line that was collected, each once."""
-        if self.lines:
-            raise UserError(*dict.fromkeys(self.lines))
 
 
 @dataclass(frozen=True)
@@ -548,56 +488,3 @@ def as_record(options: Any) -> dict[str, Any]:
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(options).items()
     }
-
-
-def command_line(options: Options) -> str:
-    """The command that gives these options; those at their defaults are left out."""
-    words = ["python", "main.py"]
-    for name, declared in OPTIONS.items():
-        value = getattr(options, name)
-        if value == declared.default or name == "config":
-            continue
-        words.append(f"--{name}")
-        if declared.is_list:
-            words += map(str, value)
-        elif declared.kind is not bool:
-            words.append(str(value))
-    return shlex.join(words)
-
-
-def option_table(group: str) -> str:
-    """A Markdown table of the options of one group."""
-    lines = ["| option | default | meaning |", "|---|---|---|"]
-    for declared in OPTIONS.values():
-        if declared.group != group:
-            continue
-        limits = ", ".join(f"`{choice}`" for choice in declared.choices)
-        if not limits and declared.rule:
-            limits = declared.rule.text
-        meaning = f"{declared.help} ({limits})" if limits else declared.help
-        lines.append(f"| `--{declared.name}` | {declared.default_text} | {meaning} |")
-    return "\n".join(lines)
-
-
-def check_installed(flag: str, value: str, packages: Iterable[str]) -> None:
-    """UserError if a package that the value of `flag` needs is not installed."""
-    missing = [package for package in dict.fromkeys(packages) if find_spec(package) is None]
-    if missing:
-        raise UserError(
-            f"{flag} is {value}, but needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-        )
-
-
-def check_versions() -> None:
-    """UserError if a library is older than this code supports."""
-    lines = []
-    for name, minimum in MINIMUM_VERSIONS.items():
-        installed = version(name)
-        if tuple(int(part) for part in installed.split(".")[:2]) < minimum:
-            needed = ".".join(map(str, minimum))
-            lines.append(
-                f"{name} is {installed}, but must be at least {needed}: "
-                "pip install -r requirements.txt"
-            )
-    if lines:
-        raise UserError(*lines)

@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from compression_config import Options, UserError
+from compression_config import Options
 from corpus.columns import (
     SPLITS,
     TEST,
@@ -34,6 +34,7 @@ from corpus.columns import (
 )
 from corpus.unlabeled import augment as augment  # moved there; import it from there
 from corpus.unlabeled import write_unlabeled as write_unlabeled  # moved there
+from runtime.errors import UserError
 from task import NO_LABEL, Task
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compression_config import POSITIVE, UserError, check_installed
+from compression_config import POSITIVE
 from corpus.encodings import CODECS, UnreadableFile
 from corpus.input_files import FORMATS, STDIN, find_format, open_rows
 from corpus.prediction_files import (
@@ -41,6 +41,7 @@ from engines.file_scoring import (
     text_error,
 )
 from runtime.command_line import ArgumentParser, directory_errors, file_errors
+from runtime.errors import UserError, check_installed
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import start_logging
 

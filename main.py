@@ -9,9 +9,10 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from compression_config import ErrorCollector, Options, check_versions
+from compression_config import Options
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
+from runtime.errors import ErrorCollector, check_versions
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import log_to_files, set_up_process, start_logging
 

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from compression_config import Options, UserError
+from compression_config import Options
 from data import labelled_rows
 from encoders.calibration import calibration_texts, input_norms, token_batches_of
 from encoders.families import (
@@ -46,6 +46,7 @@ from encoders.trimming import (
 )
 from encoders.vocabulary import choose_tokens, count_usage, plain_backend
 from runtime.distributed import broadcast_from_main, is_main_process
+from runtime.errors import UserError
 from task import Task
 from training import class_weights, soft_target_loss, train_, training_settings
 

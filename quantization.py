@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from compression_config import Options, UserError
+from compression_config import Options
 from data import label_array
 from encoders.calibration import calibration_texts
 from encoders.families import encoder_linears
@@ -35,6 +35,7 @@ from engines import graphs
 from engines.engine import empty_model, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
+from runtime.errors import UserError
 from task import Task
 from training import class_weights, soft_target_loss, train_, training_settings
 

@@ -142,8 +142,8 @@ def process_unlabeled(path: str) -> list[Step]:
     """The steps of a file of unlabeled texts, without the training of tokenizer and teacher."""
     from datasets import Dataset, DatasetDict
 
-    from compression_config import Options
-    from data import read_tokens, token_lengths, write_tokens, write_unlabeled
+    from corpus.unlabeled import write_unlabeled
+    from data import read_tokens, token_lengths, write_tokens
     from distillation import with_teacher_logits, write_teacher_outputs
     from encoders.scratch import scratch_model, train_wordpiece
     from encoders.start import save_model
@@ -170,9 +170,8 @@ def process_unlabeled(path: str) -> list[Step]:
 
     task = Task(("0", "1"), multi_label=False)
     save_model(*scratch_model(TEACHER, task, [], MAX_LENGTH, tokenizer), teacher_dir)
-    options = Options(device="cpu", max_length=MAX_LENGTH)
     timer.restart()
-    write_teacher_outputs(teacher_dir, texts, folder, options)
+    write_teacher_outputs(teacher_dir, texts, folder, max_length=MAX_LENGTH, batch=32, device="cpu")
     assert len(with_teacher_logits(texts, folder)) == len(texts)
     timer.finish(f"run through a teacher ({TEACHER}) and joined with its logits")
     return timer.steps

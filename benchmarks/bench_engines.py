@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,6 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-import benchmark
 from benchmarks import peers
 from benchmarks.engine_cells import (
     OUR_FORMATS,
@@ -38,12 +36,13 @@ from benchmarks.engine_cells import (
     summary,
 )
 from benchmarks.inputs import BINARY_TASK, MAX_LENGTH, read_texts
-from compression_config import UserError
 from encoders.scratch import train_wordpiece
-from engines import graphs
+from engines import graphs, latency
 from engines.engine import Engine, engine_name, load_engine
 from export import GRAPHS
+from runtime.errors import UserError
 from runtime.logs import set_up_process
+from runtime.machine import machine_description
 
 # (model directory, format, maximum tokens per text, threads, device) -> engine
 Loader = Callable[[Path, str, int, int, str], Engine]
@@ -86,11 +85,11 @@ NNCF_PEER = "openvino/plain_nncf.xml"
 CONTENDERS = {
     "torch fp32": Contender("torch"),
     "torch bf16": Contender("torch", peers.load_torch_bfloat16),
-    "onnxruntime fp32": Contender(GRAPHS["onnx"].form),
+    "onnxruntime fp32": Contender(GRAPHS["onnx"].format_name),
     "onnxruntime quantize_dynamic": Contender(DYNAMIC_PEER),
-    "openvino fp32": Contender(GRAPHS["openvino"].form, peers.load_openvino_with_defaults),
+    "openvino fp32": Contender(GRAPHS["openvino"].format_name, peers.load_openvino_with_defaults),
     "nncf quantize": Contender(NNCF_PEER, peers.load_openvino_with_defaults),
-    **{name: Contender(GRAPHS[name].form) for name in OUR_FORMATS},
+    **{name: Contender(GRAPHS[name].format_name) for name in OUR_FORMATS},
 }
 
 
@@ -114,37 +113,35 @@ def write_checkpoint(shape: Shape, texts: list[str], directory: Path) -> None:
 def write_formats(texts: list[str], directory: Path) -> None:
     """Add the graphs of all contenders to a checkpoint."""
     graphs.write_graphs(directory)
-    source = directory / GRAPHS["onnx"].form
+    source = directory / GRAPHS["onnx"].format_name
     sample = random.Random(0).sample(texts, min(len(texts), CALIBRATION_TEXTS))
     calibration = graphs.Calibration(directory, sample, MAX_LENGTH)
     peers.quantize_dynamic_with_defaults(source, directory / DYNAMIC_PEER)
     peers.nncf_quantize_with_defaults(source, directory / NNCF_PEER, calibration)
     for name in OUR_FORMATS:
-        GRAPHS[name].write(source, directory / GRAPHS[name].form, calibration, ())
+        GRAPHS[name].write(source, directory / GRAPHS[name].format_name, calibration, ())
 
 
 def prepare(name: str, directory: Path, texts: list[str], threads: int) -> None:
-    """Load a format into this process and tokenize the inputs of `benchmark.time_burst`."""
+    """Load a format into this process and tokenize the inputs of `latency.time_burst`."""
     contender = CONTENDERS[name]
     engine = contender.load(directory, contender.format_name, MAX_LENGTH, threads, "cpu")
     calls: dict[str, list[Callable[[], object]]] = {}
     for kind in TOKENS:
-        batch, tokens = benchmark.INPUT_KINDS[kind]
-        calls[kind] = []
-        for chunk in benchmark.input_batches(texts, batch, tokens):
-            inputs = benchmark.cut_to_length(engine.encode(chunk), tokens)
-            calls[kind].append(partial(engine.forward, inputs))
-    benchmark.TIMED_CALLS[name] = calls
+        batch, tokens = latency.INPUT_KINDS[kind]
+        chunks = latency.input_batches(texts, batch, tokens)
+        calls[kind] = [latency.forward_call(engine, chunk, tokens) for chunk in chunks]
+    latency.TIMED_CALLS[name] = calls
 
 
 def time_rounds(
     calls: dict[str, Callable], kind: str, rounds: int
-) -> dict[str, list[benchmark.Burst]]:
+) -> dict[str, list[latency.Burst]]:
     """Format -> its bursts. Every round times all formats once, with the same inputs.
 
     Each round starts with another format, so that no format always follows the same one.
     """
-    bursts: dict[str, list[benchmark.Burst]] = {name: [] for name in calls}
+    bursts: dict[str, list[latency.Burst]] = {name: [] for name in calls}
     names = list(calls)
     end = time.perf_counter() + BUDGET_S
     for turn in range(rounds):
@@ -152,7 +149,7 @@ def time_rounds(
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            bursts[name].append(calls[name](benchmark.time_burst, name, kind, turn))
+            bursts[name].append(calls[name](latency.time_burst, name, kind, turn))
     return bursts
 
 
@@ -161,7 +158,7 @@ def time_shape(
 ) -> Iterator[Cell]:
     """Every cell of a shape and thread count, as soon as it is complete."""
     engines = {contender.engine for contender in CONTENDERS.values()}
-    with benchmark.engine_processes(engines) as processes:
+    with latency.engine_processes(engines) as processes:
         calls = {name: processes[contender.engine] for name, contender in CONTENDERS.items()}
         for name, call in tqdm(calls.items(), desc=f"load {shape}", leave=False):
             call(prepare, name, directory, texts, threads)
@@ -199,9 +196,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Write and time all shapes, and print the cells, the summary and the table."""
     texts = read_texts(options.file)
-    timed_count = LARGEST_BATCH * benchmark.TIMING_PLANS[LARGEST_BATCH].most
+    timed_count = LARGEST_BATCH * latency.TIMING_PLANS[LARGEST_BATCH].max_rounds
     timed_texts = random.Random(0).sample(texts, min(len(texts), timed_count))
-    machine = benchmark.machine_description()
+    machine = machine_description()
     for package in ("torch", "onnxruntime", "openvino", "nncf"):
         machine[package] = version(package)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)

@@ -55,9 +55,9 @@ def print_sizes(directory: Path) -> None:
     calibration = Calibration(directory, ["a b c", "d e f"] * 4, 64)
     fp32_bytes: dict[str, int] = {}  # engine -> bytes; fp32 is the first format of each engine
     for name, graph in GRAPHS.items():
-        (directory / graph.form).parent.mkdir(exist_ok=True)
-        graph.write(directory / SOURCE, directory / graph.form, calibration, ())
-        total = sum(path.stat().st_size for path in serving_files(directory, graph.form))
+        (directory / graph.format_name).parent.mkdir(exist_ok=True)
+        graph.write(directory / SOURCE, directory / graph.format_name, calibration, ())
+        total = sum(path.stat().st_size for path in serving_files(directory, graph.format_name))
         engine = name.partition("-")[0]
         share = total / fp32_bytes.setdefault(engine, total)
         limit = ""

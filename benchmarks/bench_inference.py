@@ -25,13 +25,14 @@ from typing import NamedTuple
 
 import psutil
 
-from benchmark import machine_description, start_up
 from benchmarks.inputs import read_texts
-from compression_config import UserError
 from engines.autoselect import available_cores
 from engines.classifier import DEFAULT_MAX_TOKENS
 from engines.engine import ModelFormat, formats_in, max_input_tokens
+from engines.startup import measure_startup
 from reporting.results import aligned_table
+from runtime.errors import UserError
+from runtime.machine import machine_description
 from runtime.worker import measuring_process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,9 @@ WARM_UP_ROWS = 64
 STARTS = 3  # per format; the fastest counts
 POLL_S = 0.02
 MIB = 2**20
-SUMMARY = re.compile(r"([\d,]+) rows scored.*; (\d+) texts/s, (\d+) % of the time in tokenization")
+SUMMARY = re.compile(
+    r"([\d,]+) rows labelled.*; (\d+) texts/s, (\d+) % of the time in tokenization"
+)
 ENGINE = re.compile(r"engine: (\S+), threads: (\d+)")
 
 
@@ -146,7 +149,7 @@ def score_file(model_dir: Path, rows: Path, count: int, engine: str) -> Scoring:
     scored, texts_s, percent = SUMMARY.search(logged).groups()
     format_name, threads = ENGINE.search(logged).groups()
     if int(scored.replace(",", "")) != count:
-        raise SystemExit(f"{scored} of {count:,} rows were scored")
+        raise SystemExit(f"{scored} of {count:,} rows were labelled")
     return Scoring(
         rows=count,
         seconds=seconds,
@@ -186,7 +189,7 @@ def measure_starts(model_dir: Path, texts: list[str]) -> dict[str, dict[str, flo
     for _ in range(STARTS):
         for name in names:
             model_format = ModelFormat(name, model_dir, name)
-            start = start_up(model_format, texts, max_length, available_cores(), "cpu")
+            start = measure_startup(model_format, texts, max_length, available_cores(), "cpu")
             for figure, value in start.items():
                 minima[name][figure] = min(value, minima[name].get(figure, value))
     return minima

@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from benchmarks.textbook_loop import train_textbook
-from compression_config import COMPUTE_OPTIONS, Options, select
+from compression_config import Options
 from data import label_array, load_splits, read_tokens, token_lengths, write_tokens
 from distillation import distill, with_teacher_logits, write_teacher_outputs
 from encoders.families import encoder_linears
@@ -46,7 +46,13 @@ from losses import distillation_loss, hard_label_loss
 from metrics import macro_f1, paired_bootstrap
 from runtime.command_line import parse_options
 from task import Task, decide
-from training import ClassifierTrainer, Loss, fine_tune_teacher, training_arguments
+from training import (
+    ClassifierTrainer,
+    Loss,
+    fine_tune_teacher,
+    training_arguments,
+    training_settings,
+)
 
 MAX_PLAIN_RATIO = 1.1  # distillation / plain fine-tuning
 MIN_DEFAULTS_RATIO = 3.5  # Trainer's defaults / distillation
@@ -148,8 +154,9 @@ def time_epoch(
     set_seed(options.seed)
     student, tokenizer = setup.start_student()
     timer = EpochTimer()
+    settings = training_settings(options, epochs=1, learning_rate=options.lr)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(Path(folder), options, 1, options.lr)
+        arguments = training_arguments(Path(folder), settings)
         arguments.eval_strategy = "no"
         arguments.save_strategy = "no"
         arguments.load_best_model_at_end = False
@@ -167,15 +174,26 @@ def time_epoch(
     return timer.seconds[0]
 
 
+def write_outputs(teacher_dir: Path, rows: Dataset, out_dir: Path, options: Options) -> None:
+    """Write the teacher's logits of the rows, with the options of a run."""
+    write_teacher_outputs(
+        teacher_dir,
+        rows,
+        out_dir,
+        max_length=options.max_length,
+        batch=options.batch,
+        device=options.device,
+    )
+
+
 def run_distillation(setup: Setup, folder: Path) -> float:
     """Write the student into `folder`; seconds, including the teacher's forward passes."""
     start = time.perf_counter()
-    compute_options = select(setup.options, COMPUTE_OPTIONS)
     soft_splits = DatasetDict()
     for name in ("train", "validation"):
         outputs_dir = folder / f"{name}_outputs"
         outputs_dir.mkdir(parents=True)
-        write_teacher_outputs(setup.teacher_dir, setup.splits[name], outputs_dir, compute_options)
+        write_outputs(setup.teacher_dir, setup.splits[name], outputs_dir, setup.options)
         soft_splits[name] = with_teacher_logits(setup.splits[name], outputs_dir)
     distill(setup.teacher_dir, soft_splits, setup.task, folder, setup.options)
     return time.perf_counter() - start
@@ -349,8 +367,7 @@ def main(argv: list[str] | None = None) -> int:
         outputs_dir.mkdir()
         fine_tune_teacher(options.teacher_path, splits, task, teacher_dir, options)
         start = time.perf_counter()
-        compute_options = select(options, COMPUTE_OPTIONS)
-        write_teacher_outputs(teacher_dir, splits["train"], outputs_dir, compute_options)
+        write_outputs(teacher_dir, splits["train"], outputs_dir, options)
         seconds = time.perf_counter() - start
         print(f"teacher outputs of {len(splits['train'])} rows: {seconds:.1f} s", flush=True)
         soft_train = with_teacher_logits(splits["train"], outputs_dir)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmark import INPUT_KINDS, STEADY_CORE_WAIT, Burst
+from engines.latency import INPUT_KINDS, STEADY_CORE_WAIT, Burst
 from reporting.results import aligned_table
 
 BASELINE = "torch fp32"
@@ -19,7 +19,7 @@ PEERS = (
     "nncf quantize",
 )
 OUR_FORMATS = ("onnx-int8", "onnx-static", "openvino-int8")
-TOKENS = {  # kind of input of benchmark.py -> tokens per text
+TOKENS = {  # kind of input of engines/latency.py -> tokens per text
     "latency_ms_p50_len32": "32",
     "latency_ms_p50_len128": "128",
     "latency_ms_p50": "real",
@@ -119,7 +119,7 @@ def make_cell(shape: str, threads: int, kind: str, bursts: dict[str, list[Burst]
             wait_s += burst.core_wait_s
             elapsed_s += burst.elapsed_s
         min_ms[name] = MS * fastest_s
-    batch, _ = INPUT_KINDS[kind]
+    batch = INPUT_KINDS[kind].batch
     return Cell(shape, threads, batch, TOKENS[kind], rounds_ms, min_ms, wait_s / elapsed_s)
 
 

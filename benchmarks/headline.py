@@ -9,6 +9,7 @@ in torch.
 """
 
 import argparse
+import random
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -109,10 +110,14 @@ class Line:
 
 def run_recipe(argv: list[str]) -> Any:
     """Run the stages of one run without timing them; its `StageRunner`."""
+    from corpus.columns import read_corpus
     from experiments.experiment import open_experiments
+    from runtime.logs import log_to_files
 
-    with open_experiments([parse_options(argv)]) as (experiment,):
-        (run,) = experiment.chains
+    options = parse_options(argv)
+    corpus = read_corpus(options)
+    with log_to_files() as run_log, open_experiments([options], corpus, run_log) as (experiment,):
+        (run,) = experiment.runners
         run.run()
     teacher_bytes = run.rows["teacher"]["bytes"]
     for row in run.rows.values():
@@ -193,7 +198,7 @@ def run_seed(recipes: dict[str, str], common: list[str], seed: int) -> SeedResul
         experiment = f"{recipe.replace(' ', '_')}_s{seed}"
         argv = [*common, *options.split(), "--seed", str(seed), "--experiment", experiment]
         run = run_recipe(argv)
-        formats_by_stage = {model_format.name: model_format for model_format in run.forms}
+        formats_by_stage = {model_format.name: model_format for model_format in run.formats}
         for stage, row in run.rows.items():
             is_repeated_teacher = stage == "teacher" and recipe != "teacher"
             if stage in INTERMEDIATE_STAGES or is_repeated_teacher:
@@ -204,21 +209,18 @@ def run_seed(recipes: dict[str, str], common: list[str], seed: int) -> SeedResul
     return SeedResult(rows, formats, run.rows["teacher"]["macro_f1"], run)
 
 
-def skip_start_up(*arguments: object) -> dict[str, float]:
-    """Stands in for `benchmark.start_up`: neither loading time nor memory is in the table."""
-    return {}
-
-
 def time_formats(
     formats: dict[str, Any], texts: list[str], threads: int
 ) -> dict[str, dict[str, Any]]:
     """Name -> times, measured interleaved."""
-    import benchmark
+    from engines import latency
 
-    benchmark.start_up = skip_start_up
     named = [replace(model_format, name=name) for name, model_format in formats.items()]
     kinds = ("latency_ms_p50", "throughput")
-    return benchmark.measure(named, texts, MAX_LENGTH, "cpu", 0, threads, kinds)
+    num_texts = min(len(texts), 32 * latency.TIMING_PLANS[32].max_rounds)
+    sample = random.Random(0).sample(texts, num_texts)
+    bursts = latency.time_formats(named, sample, MAX_LENGTH, "cpu", threads, kinds)
+    return {name: latency.timing_metrics(bursts[name]) for name in formats}
 
 
 def mean(values: list[float]) -> float:

@@ -16,9 +16,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compression_config import Options, UserError
+from compression_config import Options
 from corpus.readers import read_file
 from corpus.text_keys import map_chunks, near_duplicate_key, text_key
+from runtime.errors import UserError
 from task import Task
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
-from compression_config import UserError
 from corpus.encodings import (
     CODECS,
     OpenText,
@@ -35,6 +34,7 @@ from corpus.row_formats import (
     open_csv_rows,
     open_json_rows,
 )
+from runtime.errors import UserError
 
 FORMATS = {  # suffix -> format
     ".csv": "csv",

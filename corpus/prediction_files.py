@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from compression_config import UserError
 from corpus.encodings import CODECS
 from corpus.row_formats import NumberText
 from runtime.command_line import is_utf8
+from runtime.errors import UserError
 
 OUTPUT_FORMATS = {  # suffix -> format
     ".csv": "csv",

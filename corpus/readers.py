@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from compression_config import UserError
 from corpus.encodings import UnreadableFile
 from corpus.input_files import check_file, find_format, open_rows, reading_errors
 from corpus.parquet_rows import arrow_errors, open_parquet
 from corpus.row_formats import NumberText, Row, RowFile, clean_column_names
+from runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

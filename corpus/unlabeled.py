@@ -12,9 +12,9 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from pandas.util import hash_array
 
-from compression_config import UserError
 from corpus.readers import stream_texts
 from corpus.text_keys import text_key
+from runtime.errors import UserError
 from task import NO_LABEL
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from compression_config import UserError
+from runtime.errors import UserError
 
 # The last part of the name of an encoder's layer list; the second name is ALBERT's.
 LAYER_LIST_NAMES = ("layer", "albert_layer_groups")

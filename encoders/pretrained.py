@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from compression_config import UserError
 from encoders.families import encoder_layers
 from encoders.specs import check_directory
+from runtime.errors import UserError
 from task import Task
 
 HUB_TIMEOUT_S = 5

@@ -10,7 +10,8 @@
 import re
 from pathlib import Path
 
-from compression_config import PIPELINES, ErrorCollector, Options, UserError
+from compression_config import PIPELINES, Options
+from runtime.errors import ErrorCollector, UserError
 
 SCRATCH_SPEC = re.compile(r"scratch:(\d+)x(\d+)")
 TEACHER_SPEC = re.compile(r"teacher:(\d+(?:,\d+)*)")
@@ -102,6 +103,8 @@ def check_spec(spec: str, flag: str) -> None:
             )
     elif Path(spec).exists():
         check_directory(spec, flag)
+    elif Path(spec).is_absolute() or spec.count("/") > 1:  # not a hub name
+        raise UserError(f"{flag} is {spec}, but there is no such directory")
 
 
 def check_specs(runs: list[Options]) -> None:

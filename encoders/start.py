@@ -14,7 +14,6 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compression_config import UserError
 from encoders.families import encoder_layers, keep_layers_, position_limit, query_key_value
 from encoders.pretrained import (
     load_pretrained,
@@ -25,6 +24,7 @@ from encoders.pretrained import (
 from encoders.scratch import scratch_model, train_wordpiece
 from encoders.specs import TEACHER_SPEC, check_spec, is_scratch, scratch_config, teacher_layer_ids
 from runtime.distributed import is_main_process
+from runtime.errors import UserError
 from task import Task
 
 # Initial models

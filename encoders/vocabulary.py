@@ -25,7 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from compression_config import UserError
+from runtime.errors import UserError
 
 COVERAGE = 0.999  # fraction of token occurrences that `--trim_vocab auto` keeps
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from compression_config import UserError
 from engines.engine import Engine, serving_files
 from runtime import cpu
+from runtime.errors import UserError
 from runtime.files import json_digest, write_json
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compression_config import UserError
 from engines.autoselect import (
     ENGINE_PACKAGES,
     TIMING_TEXTS,
@@ -31,6 +30,7 @@ from engines.engine import (
     max_input_tokens,
     serving_files,
 )
+from runtime.errors import UserError
 from runtime.files import file_sha256, json_digest
 from task import decide, probabilities
 

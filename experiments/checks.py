@@ -12,7 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 import export
 import quantization
-from compression_config import PIPELINES, ErrorCollector, Options, UserError, check_installed
+from compression_config import PIPELINES, Options
 from encoders.families import ffn_width
 from encoders.pretrained import load_tokenizer, read_config
 from encoders.specs import is_scratch, teacher_layer_ids
@@ -27,6 +27,7 @@ from losses import KD_LOSSES
 from pruning import ffn_linears, target_width
 from runtime import cpu
 from runtime.distributed import process_count
+from runtime.errors import ErrorCollector, UserError, check_installed
 from task import Task
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from compression_config import PIPELINES, PLACE_OPTIONS, Options, UserError, as_record, command_line
+from compression_config import PIPELINES, PLACE_OPTIONS, Options, as_record
 from corpus.audit import audit_corpus, audit_lines, audit_table, token_sample
 from corpus.columns import LabelledCorpus
 from data import drop_unusable_rows, label_array, split_corpus
@@ -40,8 +40,9 @@ from runtime.artifacts import (
     source_hash,
     write_record,
 )
-from runtime.command_line import read_config_file, write_config_file
+from runtime.command_line import command_line, read_config_file, write_config_file
 from runtime.distributed import broadcast_from_main, is_main_process, join_processes
+from runtime.errors import UserError
 from runtime.files import file_sha256, json_digest, link_or_copy, write_json
 from runtime.logs import RunLog
 from runtime.machine import machine_description

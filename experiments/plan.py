@@ -130,7 +130,7 @@ STAGES = (
         fit_linear,
         Role.BASELINE,
         options=("seed",),
-        description="fit TF-IDF and logistic regression: the baseline that a transformer must beat",
+        description="fit TF-IDF and logistic regression: the baseline to beat",
         row="linear",
         format_name="linear",
         is_compared_only=True,
@@ -140,7 +140,7 @@ STAGES = (
         build_student,
         Role.SHAPE,
         options=STUDENT_OPTIONS,
-        description="build the student's starting point, {student_path}: the next stages shrink it",
+        description="build the initial student, {student_path}: the next stages shrink it",
         row="start",
         asked_by=("trim_vocab", "ffn_width"),
         in_pipeline="distill",
@@ -150,8 +150,8 @@ STAGES = (
         trim_vocabulary,
         Role.SHAPE,
         options=("trim_vocab",),
-        description="trim the vocabulary, --trim_vocab {trim_vocab}: most bytes of a small model are "
-        "its embedding",
+        description="trim the vocabulary, --trim_vocab {trim_vocab}: the embedding is most of a "
+        "small model",
         row="trimmed",
         asked_by=("trim_vocab",),
         rows=Rows.TEXTS,
@@ -161,8 +161,8 @@ STAGES = (
         narrow_ffn,
         Role.SHAPE,
         options=(*COMPUTE_OPTIONS, "calibration_samples", "ffn_width"),
-        description="prune feed-forward neurons, --ffn_width {ffn_width:g}: smaller and faster in every "
-        "engine",
+        description="prune feed-forward neurons, --ffn_width {ffn_width:g}: smaller and faster in "
+        "every engine",
         row="narrowed",
         asked_by=("ffn_width",),
     ),
@@ -171,8 +171,8 @@ STAGES = (
         distill,
         Role.STUDENT,
         options=(*SOFT_TARGET_OPTIONS, *STUDENT_OPTIONS, "epochs", "kd_method"),
-        description="train the same student on the labels only, up to {epochs} epochs: the difference "
-        "is what the teacher adds",
+        description="train the same student on the labels only, up to {epochs} epochs: the "
+        "difference is what the teacher adds",
         row="student_plain",
         asked_by=("kd_baseline",),
         overrides={"kd_method": "logit", "kd_alpha": 0.0, "kd_temperature": 1.0},
@@ -186,8 +186,8 @@ STAGES = (
         distill,
         Role.STUDENT,
         options=(*SOFT_TARGET_OPTIONS, *STUDENT_OPTIONS, "epochs", "kd_method"),
-        description="distill the teacher into {student_path}, up to {epochs} epochs: soft labels carry "
-        "more information than hard ones",
+        description="distill the teacher into {student_path}, up to {epochs} epochs: soft labels "
+        "carry more information than hard ones",
         row="student",
         in_pipeline="distill",
         rows=Rows.SOFT,
@@ -224,8 +224,8 @@ STAGES = (
         train_quantization_aware,
         Role.MODEL,
         options=(*SOFT_TARGET_OPTIONS, "qat", "qat_epochs"),
-        description="quantization-aware training for {qat}, up to {qat_epochs} epochs: weights adapt "
-        "to the quantization grid",
+        description="quantization-aware training for {qat}, up to {qat_epochs} epochs: weights "
+        "adapt to the quantization grid",
         row="qat",
         asked_by=("qat",),
         rows=Rows.SOFT,
@@ -238,8 +238,8 @@ STAGES = (
         tune_decision_thresholds,
         Role.MODEL,
         options=COMPUTE_OPTIONS,
-        description="choose decision thresholds on validation: one half is not always the best for "
-        "macro-F1",
+        description="choose decision thresholds on validation: one half is not always the best "
+        "for macro-F1",
         row="tuned",
         asked_by=("tune_threshold",),
     ),

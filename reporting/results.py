@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression_config import UserError
 from reporting.markdown import Cells, markdown_from_cells
+from runtime.errors import UserError
 
 RESULTS = "results_final"  # file name without suffix: the rows of a run
 ABLATION = "results_ablation"  # the rows of several pipelines

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from compression_config import UserError
 from reporting.results import (
     ABLATION,
     RESULTS,
@@ -25,6 +24,7 @@ from reporting.results import (
     verdict,
     warnings_of,
 )
+from runtime.errors import UserError
 from runtime.files import HISTORY_NAME, atomic_write
 
 PAGE_NAME = "report.html"

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from filelock import FileLock, Timeout
 
-from compression_config import UserError
 from runtime.checkpoints import CHECKPOINTS
 from runtime.distributed import is_main_process, process_count, wait_for_everyone
+from runtime.errors import UserError
 from runtime.files import (
     HISTORY_NAME,
     RECORD_NAME,

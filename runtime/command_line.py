@@ -3,13 +3,15 @@ once. No torch."""
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options, UserError
+from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options
+from runtime.errors import UserError
 from runtime.files import atomic_write
 
 CONVERTERS = {bool: {"true": True, "false": False}.__getitem__}
@@ -135,6 +137,35 @@ def check_removed(path: str | Path, name: str, value: Any) -> None:
     if value != REMOVED[name].default:
         replacement = REMOVED[name].replacement
         raise UserError(f"--config is {path}, but --{name} was removed: {replacement}")
+
+
+def command_line(options: Options) -> str:
+    """The command that gives these options; those at their defaults are left out."""
+    words = ["python", "main.py"]
+    for name, declared in OPTIONS.items():
+        value = getattr(options, name)
+        if value == declared.default or name == "config":
+            continue
+        words.append(f"--{name}")
+        if declared.is_list:
+            words += map(str, value)
+        elif declared.kind is not bool:
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def option_table(group: str) -> str:
+    """A Markdown table of the options of one group."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for declared in OPTIONS.values():
+        if declared.group != group:
+            continue
+        limits = ", ".join(f"`{choice}`" for choice in declared.choices)
+        if not limits and declared.rule:
+            limits = declared.rule.text
+        meaning = f"{declared.help} ({limits})" if limits else declared.help
+        lines.append(f"| `--{declared.name}` | {declared.default_text} | {meaning} |")
+    return "\n".join(lines)
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

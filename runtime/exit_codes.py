@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compression_config import UserError
 from runtime.distributed import is_main_process
+from runtime.errors import UserError
 
 MIN_FREE_BYTES = 2**20
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from compression_config import UserError
 from runtime.distributed import is_main_process
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("corpus", "encoders", "engines", "experiments", "reporting", "runtime")

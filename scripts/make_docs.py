@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script has its own directory on the path, not the project's
 
-from compression_config import GROUPS, option_table  # noqa: E402
+from compression_config import GROUPS  # noqa: E402
+from runtime.command_line import option_table  # noqa: E402
 
 TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end -->)", re.S)
 KAGGLE_PACKAGES = {"torch", "numpy", "pandas"}
@@ -29,14 +30,14 @@ def fill_table(marker: re.Match) -> str:
     """The markers with the current table between them."""
     start, title, end = marker.groups()
     if title not in GROUPS:
-        raise SystemExit(
-            f"`<!-- options: {title} -->` is in a page, but must name one of {', '.join(GROUPS)}"
+        raise ValueError(
+            f"the marker `<!-- options: {title} -->` must name one of {', '.join(GROUPS)}"
         )
     return f"{start}{option_table(title)}\n{end}"
 
 
 def with_tables(text: str) -> str:
-    """A page with the current option tables."""
+    """A page with the current option tables; ValueError if a marker names no group."""
     return TABLE.sub(fill_table, text)
 
 
@@ -54,7 +55,10 @@ def generated_files() -> dict[Path, str]:
     """Path -> content."""
     files = {}
     for path in sorted((ROOT / "docs").glob("*.md")):
-        files[path] = with_tables(path.read_text(encoding="utf-8"))
+        try:
+            files[path] = with_tables(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SystemExit(f"{path.relative_to(ROOT)}: {error}") from None
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     files[ROOT / "requirements-kaggle.txt"] = kaggle_requirements(requirements)
     return files

@@ -4,14 +4,14 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-import compression_config
+from runtime import errors
 
 
 def hide_package(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """Make the check of installed packages miss `package`."""
-    find_spec = compression_config.find_spec
+    find_spec = errors.find_spec
 
     def find_other_spec(name: str) -> ModuleSpec | None:
         return None if name == package else find_spec(name)
 
-    monkeypatch.setattr(compression_config, "find_spec", find_other_spec)
+    monkeypatch.setattr(errors, "find_spec", find_other_spec)

@@ -13,12 +13,13 @@ import pytest
 from measuring import quick_measuring
 
 import report
-from compression_config import PIPELINES, UserError
+from compression_config import PIPELINES
 from engines import latency
 from evaluation import evaluate
 from experiments import stages
 from reporting import results
 from runtime.command_line import expand_runs, parse_options
+from runtime.errors import UserError
 
 SMALL = (
     "--teacher_path scratch:1x64 --student_path teacher:1 --teacher_epochs 2 --epochs 1 "
@@ -74,9 +75,9 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
             codes.append(main(argv))
     (folder,) = (output / "compressed_models").glob("ablation_tiny_*")
     document = json.loads((folder / "results_ablation.json").read_text())
-    results = {
-        name: results.read_rows(str(folder.with_name(name))) for name in document["experiments"]
-    }
+    rows = {}
+    for name in document["experiments"]:
+        rows[name] = results.read_rows(str(folder.with_name(name)))
     return SimpleNamespace(
         argv=argv,
         output=output,
@@ -88,7 +89,7 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
         printed=printed.getvalue(),
         folder=folder,
         document=document,
-        results=results,
+        results=rows,
     )
 
 
@@ -224,8 +225,8 @@ def test_an_option_that_some_pipelines_have_no_use_for_is_left_out_of_them_alone
     [
         (
             "--pipeline kd_only --run_ablation",
-            "--run_ablation and --pipeline are given, but an ablation runs the pipelines named after "
-            "--run_ablation",
+            "--run_ablation and --pipeline are given, but an ablation runs the pipelines named "
+            "after --run_ablation",
         ),
         (
             "--run_ablation baseline --experiment mine",

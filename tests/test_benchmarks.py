@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_engines, engine_cells, headline, inputs
+from engines.latency import Burst
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MODULES = {"__init__", "engine_cells", "inputs", "peers", "textbook_loop"}
@@ -85,9 +86,7 @@ def test_random_words_are_distinct_and_reproducible():
 
 
 def burst(*inputs_s: list[float], core_wait_s: float = 0.0):
-    import benchmark
-
-    return benchmark.Burst(list(inputs_s), elapsed_s=1.0, core_wait_s=core_wait_s)
+    return Burst(list(inputs_s), elapsed_s=1.0, core_wait_s=core_wait_s)
 
 
 @pytest.fixture
@@ -253,3 +252,22 @@ def test_compare_importance_runs(teacher_dir, tiny_csv, capsys):
     compare_importance.main([str(teacher_dir), str(tiny_csv)])
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2 + len(compare_importance.METHODS)
+
+
+@pytest.mark.slow
+def test_headline_writes_its_table_into_the_page(tiny_csv, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("# Benchmarks\n", encoding="utf-8")
+    teacher = "--teacher_path scratch:2x64 --teacher_epochs 1 --export onnx"
+    recipes = {
+        "teacher": f"--pipeline baseline {teacher}",
+        "small": f"--pipeline kd_only --student_path teacher:1 --epochs 1 {teacher}",
+    }
+    monkeypatch.setattr(headline, "PAGE", page)
+    monkeypatch.setattr(headline, "BANGLA", recipes)
+    output_dir = tmp_path / "out"
+    headline.main(["--bangla", str(tiny_csv), "--output_dir", str(output_dir), "--seeds", "1", "2"])
+    table = page.read_text(encoding="utf-8")
+    for name in ("teacher, torch fp32", "teacher, nncf.quantize", "small, onnx-int8"):
+        assert name in table
+    assert "Seed 1; `small` on seeds 1 2." in table

@@ -24,11 +24,11 @@ from served_models import (
 from tiny_models import WORDS
 
 import task
-from compression_config import UserError
 from engines import autoselect, classifier
 from engines.classifier import load, token_batches
 from engines.engine import Engine, load_engine, predict_logits
 from runtime.artifacts import write_record
+from runtime.errors import UserError
 from task import decide
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,10 +15,11 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
-from compression_config import REPORTERS, Options, UserError, command_line
+from compression_config import REPORTERS, Options
 from experiments.plan import STAGES
 from runtime import logs
-from runtime.command_line import parse_options
+from runtime.command_line import command_line, parse_options
+from runtime.errors import UserError
 from runtime.logs import LogFile, current_level, log_to_files, set_up_process, start_logging
 from training import EpochLogger
 

@@ -21,7 +21,6 @@ from distillation import LiveStateLoss, StateRecorder, distill, layer_map
 from encoders.start import has_known_queries
 from losses import (
     KD_LOSSES,
-    NO_LABEL,
     STATE_LOSSES,
     States,
     attention_loss,
@@ -31,6 +30,7 @@ from losses import (
     relation_loss,
     state_loss,
 )
+from task import NO_LABEL
 from training import class_weights
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])

@@ -12,9 +12,10 @@ from builders import sentence, write_csv
 from safetensors.torch import load_file
 from tiny_training import run_arguments
 
-from compression_config import Options, UserError
+from compression_config import Options
 from experiments.checks import check_processes
 from runtime import distributed
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from compression_config import ErrorCollector, UserError
+from runtime.errors import ErrorCollector, UserError
 from runtime.exit_codes import CommandContext, run_command
 
 

@@ -26,7 +26,7 @@ from tiny_models import (
 )
 from transformers import AutoTokenizer
 
-from compression_config import Options, UserError, check_installed
+from compression_config import Options
 from engines import graphs
 from engines.engine import formats_in, read_tokenizer, serving_files
 from engines.parameter_counts import count_parameters
@@ -40,6 +40,7 @@ from export import (
     selected_graphs,
 )
 from quantization import QUANTIZERS
+from runtime.errors import UserError, check_installed
 from task import Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,6 @@ import pytest
 from counting_engine import LABELS, CountingEngine, expected_cells, expected_prediction
 
 import inference
-from compression_config import UserError
 from corpus import row_formats
 from corpus.input_files import find_format, open_rows
 from corpus.prediction_files import find_output_format, free_name, prediction_columns
@@ -31,6 +30,7 @@ from engines.file_scoring import (
     read_progress,
     row_windows,
 )
+from runtime.errors import UserError
 
 
 def label(

@@ -15,7 +15,7 @@ from measuring import quick_measuring
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
-from compression_config import OPTIONS, Options, UserError
+from compression_config import OPTIONS, Options
 from data import load_splits
 from encoders.start import start_teacher
 from experiments import stages
@@ -25,6 +25,7 @@ from experiments.stages import StageRunner
 from runtime import artifacts
 from runtime.checkpoints import best_checkpoint, is_finished, last_checkpoint
 from runtime.command_line import config_entries, parse_options
+from runtime.errors import UserError
 from training import hard_target_loss, train_, training_settings
 
 BY_NAME = {stage.name: stage for stage in STAGES}

@@ -7,16 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from compression_config import (
-    GROUPS,
-    OPTIONS,
-    PIPELINES,
-    Options,
-    UserError,
-    as_record,
-    option_table,
-)
-from runtime.command_line import build_parser, parse_options
+from compression_config import GROUPS, OPTIONS, PIPELINES, Options, as_record
+from runtime.command_line import build_parser, option_table, parse_options
+from runtime.errors import UserError
 
 
 def test_defaults_are_the_documented_ones():

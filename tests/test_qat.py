@@ -15,7 +15,6 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import quantization
-from compression_config import UserError
 from engines import graphs
 from engines.fake_quantization import (
     convert_qat_,
@@ -27,6 +26,7 @@ from engines.fake_quantization import (
     quantizable_layers,
 )
 from runtime.command_line import parse_options
+from runtime.errors import UserError
 
 
 def is_on_grid(weight: torch.Tensor, bits: int) -> bool:
@@ -190,7 +190,9 @@ def test_a_run_trains_a_pruned_student_for_8_bits(tiny_csv, tmp_path, run_main, 
         "--qat",
         "int8",
         "--qat_epochs",
-        "1",
+        "2",
+        "--batch",
+        "8",  # enough steps to move pruned weights off zero if nothing holds them
         "--export",
         "onnx",
         "--output_dir",

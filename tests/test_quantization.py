@@ -5,6 +5,7 @@ Each reloads, decides as its parent does, and has the size that its method promi
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tiny_models import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from compression_config import Options, UserError, check_installed
+from compression_config import Options
 from encoders.families import encoder_linears
 from engines.engine import (
     Engine,
@@ -46,9 +47,20 @@ from quantization import (
     quantized_formats,
     unquantizable_linears,
 )
+from runtime.errors import UserError, check_installed
 
-METHODS_AND_ENGINES = [(method, engine) for method in QUANTIZERS for engine in QUANTIZERS[method]]
-METHODS_AND_PACKAGES = [(method, name) for method in REQUIREMENTS for name in REQUIREMENTS[method]]
+
+def pairs(mapping: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """(key, item) for every item of every key."""
+    result = []
+    for key, items in mapping.items():
+        for item in items:
+            result.append((key, item))
+    return result
+
+
+METHODS_AND_ENGINES = pairs(QUANTIZERS)
+METHODS_AND_PACKAGES = pairs(REQUIREMENTS)
 MIN_AGREEMENT = {"fp16": 0.95, "dynamic": 0.9, "static": 0.9, "int4": 0.9}
 NF4_CODE = [  # of Dettmers et al. (2023), to four digits
     -1.0,
@@ -254,7 +266,7 @@ def test_the_error_of_an_nf4_weight_is_at_most_half_the_largest_gap_of_the_code(
 ):
     from bitsandbytes.functional import dequantize_4bit
 
-    half_gap = max(np.diff(NF4_CODE)) / 2
+    half_gap = np.diff(NF4_CODE).max() / 2
     loaded = encoder_linears(tiny_models.quantized_model(family, "int4"))
     for name, weight in encoder_weights(tiny_models, family).items():
         packed = loaded[name].weight

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from odd_files import PLAIN, READABLE, UNREADABLE, parquet, zstd
 
-from compression_config import UserError
 from corpus import readers
 from corpus.input_files import open_rows
 from corpus.prediction_files import as_text
 from corpus.readers import read_file, stream_texts
 from corpus.row_formats import DELIMITERS, RowLines, csv_rows
+from runtime.errors import UserError
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "300"))
 PROPERTY = settings(

@@ -19,8 +19,9 @@ from transformers import (
     T5Config,
 )
 
-from compression_config import OPTIONS, Options, UserError, as_record
+from compression_config import OPTIONS, Options, as_record
 from runtime.command_line import parse_options, write_config_file
+from runtime.errors import UserError
 
 TEXTS = [f"comment number {i}" for i in range(60)]
 
@@ -66,7 +67,7 @@ def refused(tmp_path, capsys, monkeypatch, in_measuring_process):
     [
         (None, "there is no such file"),
         ("", "that file is empty"),
-        ("text,label\n", "holds no rows"),
+        ("text,label\n", "has no rows"),
         (csv_lines(*(f"{text},1" for text in TEXTS)), "with 1 values, but needs 2"),
         (
             csv_lines(*(f"{text},{int(i == 0)}" for i, text in enumerate(TEXTS))),
@@ -76,10 +77,10 @@ def refused(tmp_path, capsys, monkeypatch, in_measuring_process):
             csv_lines(*(f"{text if i > 30 else ''},{i % 2}" for i, text in enumerate(TEXTS))),
             "lack a text or a label",
         ),
-        (bytes(range(256)) * 40, "is no text: a NUL byte at offset 0"),
-        (b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(3000), "that is an image"),
-        (gzip.compress(BALANCED.encode()), "that is gzip data (name it .gz)"),
-        (BALANCED + '"cut in the middle of a quo', "the quote opened on line 62 is never closed"),
+        (bytes(range(256)) * 40, "is not text: a NUL byte at offset 0"),
+        (b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(3000), "it is an image"),
+        (gzip.compress(BALANCED.encode()), "it is gzip data (name it .gz)"),
+        (BALANCED + '"cut in the middle of a quo', "line 62 has a quote that is never closed"),
     ],
 )
 def test_a_bad_file_gives_one_line(content, said, refused):
@@ -115,7 +116,7 @@ def test_a_wrong_column_lists_those_that_exist(refused):
 def test_several_label_columns_must_hold_0_and_1(refused):
     content = "text,a,b\n" + "".join(f"{text},{i % 2},{i % 3}\n" for i, text in enumerate(TEXTS))
     (line,) = refused(["--label_columns", "a", "b"], content)
-    assert "--label_columns names b" in line and "0 and 1" in line
+    assert "--label_columns includes b" in line and "0 and 1" in line
 
 
 def test_several_errors_come_together(refused, tmp_path):
@@ -313,11 +314,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused(refused, tmp_path):
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
 def test_old_libraries_are_refused(name, refused, monkeypatch):
-    import compression_config
+    from runtime import errors
 
-    monkeypatch.setattr(
-        compression_config, "version", lambda asked: "1.13.1" if asked == name else "99.0"
-    )
+    monkeypatch.setattr(errors, "version", lambda asked: "1.13.1" if asked == name else "99.0")
     (line,) = refused([])
     assert f"{name} is 1.13.1, but must be at least" in line
 

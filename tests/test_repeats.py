@@ -13,7 +13,7 @@ from scipy.stats import t
 
 import report
 import training
-from compression_config import Options, UserError
+from compression_config import Options
 from data import load_splits
 from engines.engine import load_engine, predict_logits
 from evaluation import decide
@@ -23,6 +23,7 @@ from losses import distillation_loss
 from reporting import results
 from runtime.artifacts import read_record
 from runtime.command_line import parse_options
+from runtime.errors import UserError
 from task import Task
 from training import fold_thresholds_, head_bias
 
@@ -264,7 +265,8 @@ def test_the_table_prints_as_text_markdown_and_latex(tmp_path, capsys):
     assert "-0.4 [-1.3, +0.6]" in capsys.readouterr().out
     assert report.main([str(tmp_path), "--format", "markdown"]) == 0
     assert capsys.readouterr().out.splitlines()[2] == (
-        "| student_plain | 1.50 | 0.90 | 0.8000 | -0.4 [-1.3, +0.6] | 2.00x | 3.00x | 0.900 | 1.25 |"
+        "| student_plain | 1.50 | 0.90 | 0.8000 | -0.4 [-1.3, +0.6] "
+        "| 2.00x | 3.00x | 0.900 | 1.25 |"
     )
     assert report.main([str(tmp_path), "--format", "latex"]) == 0
     assert (
@@ -272,4 +274,4 @@ def test_the_table_prints_as_text_markdown_and_latex(tmp_path, capsys):
         in capsys.readouterr().out
     )
     assert report.main([str(tmp_path / "absent")]) == 2
-    assert "holds no results_final.json" in capsys.readouterr().err
+    assert "contains no results_final.json" in capsys.readouterr().err

@@ -14,10 +14,11 @@ from datasets import DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compression_config import Options, UserError
+from compression_config import Options
 from corpus.columns import read_corpus
 from corpus.text_keys import text_key
 from data import drop_unusable_rows, label_array, load_splits, split_corpus
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 

@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from compression_config import Options, UserError
+from compression_config import Options
 from encoders.calibration import input_norms
 from encoders.families import encoder_linears, ffn_width, positions_before_text
 from encoders.trimming import (
@@ -56,6 +56,7 @@ from pruning import (
     target_width,
     trim_vocabulary,
 )
+from runtime.errors import UserError
 
 UNUSUAL_TEXT = "☃ quietly 雪 [MASK] ☃river"
 

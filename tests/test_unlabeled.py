@@ -8,9 +8,11 @@ from builders import FILLER, NASTY
 from datasets import DatasetDict
 from tiny_training import run_arguments
 
-from compression_config import Options, UserError
-from data import augment, load_splits, write_unlabeled
-from losses import NO_LABEL
+from compression_config import Options
+from corpus.unlabeled import augment, write_unlabeled
+from data import load_splits
+from runtime.errors import UserError
+from task import NO_LABEL
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Tiny models of six encoder families with random weights, a tokenizer, and random sentences."""
 
+import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ MAX_LENGTH = 64
 SPECIAL_TOKENS = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
 CONSONANTS = "bdfgklmnprst"
 ENDINGS = ("a", "e", "i", "o", "u", "ay", "ee", "oo", "an", "en", "in", "on", "un")
-WORDS = [consonant + ending for consonant in CONSONANTS for ending in ENDINGS]
+WORDS = [consonant + ending for consonant, ending in itertools.product(CONSONANTS, ENDINGS)]
 SHAPE = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -78,7 +79,7 @@ def replace_config(family: str, **changes) -> PretrainedConfig:
 
 
 def save_tokenizer(family: str, path: Path) -> None:
-    """A tokenizer of whole words."""
+    """A tokenizer whose tokens are the words."""
     vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS + WORDS)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -24,7 +24,7 @@ FAULTS = (
     ),
     Fault(
         name="the first layers of the teacher instead of spaced ones",
-        file="encoders/start.py",
+        file="encoders/specs.py",
         old="    return [round(i * (available - 1) / (count - 1)) for i in range(count)]",
         new="    return list(range(count))",
         tests=MATH,

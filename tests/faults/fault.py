@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """`old` occurs exactly once in `file`; with `new` in its place, `tests` (arguments of pytest) must fail."""
+    """`old` occurs exactly once in `file`.
+
+    With `new` in its place, the tests that `tests` (arguments of pytest) selects must fail.
+    """
 
     name: str
     file: str

@@ -1,0 +1,296 @@
+"""Faults of reading, splitting, unlabeled texts, losses, metrics and the task."""
+
+from faults.fault import Fault
+
+COLUMNS = "corpus/columns.py"
+TEXT_KEYS = "corpus/text_keys.py"
+AUDIT = "corpus/audit.py"
+UNLABELED = "corpus/unlabeled.py"
+DATA = "data.py"
+TASK = "task.py"
+LOSSES = "losses.py"
+METRICS = "metrics.py"
+
+LOSS_TESTS = "tests/test_compression.py"
+STATE_TESTS = "tests/test_distillation.py"
+SPLIT_TESTS = "tests/test_splits.py"
+UNLABELED_TESTS = "tests/test_unlabeled.py"
+STAGE_TESTS = "tests/test_stages.py"
+METRIC_TESTS = "tests/test_metrics.py"
+
+FAULTS = (
+    Fault(
+        name="the factor T^2 is missing",
+        file=LOSSES,
+        old="return temperature**2 * divergence",
+        new="return divergence",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="the factor T^2 is missing in a multi-label task",
+        file=LOSSES,
+        old="F.binary_cross_entropy_with_logits(student, target) - entropy",
+        new="(F.binary_cross_entropy_with_logits(student, target) - entropy) / temperature**2",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="the arguments of KL are swapped",
+        file=LOSSES,
+        old="student.log_softmax(-1), teacher.log_softmax(-1)",
+        new="teacher.log_softmax(-1), student.log_softmax(-1)",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="KL is averaged over classes too",
+        file=LOSSES,
+        old='reduction="batchmean"',
+        new='reduction="mean"',
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="the student is not softened",
+        file=LOSSES,
+        old="student = logits / temperature",
+        new="student = logits",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="alpha weights the wrong loss",
+        file=LOSSES,
+        old="return alpha * soft + (1 - alpha) * hard",
+        new="return (1 - alpha) * soft + alpha * hard",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="the multi-label loss is a softmax over labels",
+        file=LOSSES,
+        old="F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)",
+        new="F.cross_entropy(logits, labels, weight=weights)",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="class weights are inverted",
+        file=LOSSES,
+        old="return (len(labels) - positives) / positives",
+        new="return positives / (len(labels) - positives)",
+        tests=LOSS_TESTS,
+    ),
+    Fault(
+        name="the KL of relations is swapped",
+        file=LOSSES,
+        old="teacher_log.exp() * (teacher_log - student_log)",
+        new="student_log.exp() * (student_log - teacher_log)",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="relations are not scaled by the width",
+        file=LOSSES,
+        old="vectors.shape[-1] ** 0.5",
+        new="1",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="relations include padding",
+        file=LOSSES,
+        old="is_padding = mask[:, None, None, :] == 0",
+        new="is_padding = mask[:, None, None, :] < 0",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="hidden states of padding are compared",
+        file=LOSSES,
+        old="return values[mask.bool()].mean()",
+        new="return values.mean()",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="attention scores of padding are compared",
+        file=LOSSES,
+        old="errors[is_real_pair].mean()",
+        new="errors.mean()",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="only the first hidden layer is compared",
+        file=LOSSES,
+        old="zip(student.hidden, teacher.hidden, strict=True)",
+        new="zip(student.hidden[:1], teacher.hidden[:1], strict=True)",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="only the first of several losses on states is used",
+        file=LOSSES,
+        old="for name in names)",
+        new="for name in names[:1])",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="unlabeled rows have a hard-label loss",
+        file=LOSSES,
+        old="return labels != NO_LABEL",
+        new="return labels >= NO_LABEL",
+        tests=STATE_TESTS,
+    ),
+    Fault(
+        name="unlabeled texts include texts of the test split",
+        file=UNLABELED,
+        old="return ~(is_empty | is_held_out | is_duplicate)",
+        new="return ~(is_empty | is_duplicate)",
+        tests=UNLABELED_TESTS,
+    ),
+    Fault(
+        name="augmented texts include held-out texts",
+        file=UNLABELED,
+        old="is_held_out = np.isin(hashes, self.held_out)",
+        new="is_held_out = np.isin(hashes, [])",
+        tests=f"{UNLABELED_TESTS} -k held_out",
+    ),
+    Fault(
+        name="the labels of id2label are in another order",
+        file=TASK,
+        old='"id2label": dict(enumerate(self.labels)),',
+        new='"id2label": dict(enumerate(reversed(self.labels))),',
+        tests=f"{STAGE_TESTS} -k order",
+    ),
+    Fault(
+        name="a multi-label decision is the largest logit",
+        file=TASK,
+        old="return (logits > 0).astype(int)",
+        new="return (logits == logits.max(axis=1, keepdims=True)).astype(int)",
+        tests=f"{STAGE_TESTS} -k multi_label",
+    ),
+    Fault(
+        name="the training split contains all rows",
+        file=DATA,
+        old="build_split(corpus, positions == position)",
+        new="build_split(corpus, (positions == position) | (position == 0))",
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="the text of a split is normalized",
+        file=DATA,
+        old='"text": corpus.texts(mask).combine_chunks(),',
+        new='"text": pc.utf8_trim_whitespace(corpus.texts(mask)).combine_chunks(),',
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="contradicting texts are kept",
+        file=DATA,
+        old="return corpus.filter(~is_contradicting)",
+        new="return corpus",
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="leaks across the splits of the file are kept",
+        file=DATA,
+        old="corpus = corpus.filter(~is_leaking)",
+        new="pass",
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="data_fraction reduces the test split",
+        file=DATA,
+        old='splits["train"] = sample_rows(splits["train"]',
+        new='splits["test"] = sample_rows(splits["train"]',
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="every fold has the same test split",
+        file=DATA,
+        old="_, held_out = folds[fold]",
+        new="_, held_out = folds[0]",
+        tests=f"{SPLIT_TESTS} -k folds",
+    ),
+    Fault(
+        name="duplicates are compared without normalization",
+        file=COLUMNS,
+        old='return text_key(texts.fill_null(""))',
+        new='return texts.fill_null("")',
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="an empty label cell gets the last class",
+        file=COLUMNS,
+        old="decoded[is_present] = np.array(values, dtype=int)[codes[is_present]]",
+        new="decoded[:] = np.array(values, dtype=int)[codes]",
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="dates are detected as texts",
+        file=COLUMNS,
+        old='return kinds.count("N") >',
+        new='return kinds.count("X") >',
+        tests=f"{SPLIT_TESTS} -k dates",
+    ),
+    Fault(
+        name="texts that differ in white space are not duplicates",
+        file=TEXT_KEYS,
+        old='WHITESPACE, " ")',
+        new='WHITESPACE, "  ")',
+        tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="texts that differ in format characters are not duplicates",
+        file=TEXT_KEYS,
+        old='visible = replace_matches(texts, FORMAT_CHARACTER, FORMAT_CHARACTER + "+", "")',
+        new="visible = texts",
+        tests=f"{SPLIT_TESTS} -k any_file",
+    ),
+    Fault(
+        name="texts that differ in Unicode form are not duplicates",
+        file=TEXT_KEYS,
+        old='normalized = pc.utf8_normalize(texts.filter(is_unicode), "NFC")',
+        new="normalized = texts.filter(is_unicode)",
+        tests=f"{STAGE_TESTS} -k normal_forms",
+    ),
+    Fault(
+        name="a problem that does not occur has a line in the audit",
+        file=AUDIT,
+        old="if rows > 0:",
+        new="if rows >= 0:",
+        tests="tests/test_audit.py -k does_not_occur",
+    ),
+    Fault(
+        name="the bootstrap of a difference is not paired",
+        file=METRICS,
+        old="drawn_baseline_f1 = macro_f1_of_counts(drawn, labels, baseline)",
+        new="drawn_baseline_f1 = macro_f1_of_counts(resample(counts, draws, seed + 1), labels, "
+        "baseline)",
+        tests=f"{METRIC_TESTS} -k pairing",
+    ),
+    Fault(
+        name="the standard deviation is that of a population",
+        file=METRICS,
+        old="np.std(values, ddof=1)",
+        new="np.std(values, ddof=0)",
+        tests=f"{METRIC_TESTS} -k overlapping",
+    ),
+    Fault(
+        name="the interval of a mean ignores overlapping training sets",
+        file=METRICS,
+        old="np.sqrt(1 / count + test_share)",
+        new="np.sqrt(1 / count)",
+        tests=f"{METRIC_TESTS} -k overlapping",
+    ),
+    Fault(
+        name="the p-value is exact instead of mid-p",
+        file=METRICS,
+        old="return float(2 * binom.cdf(fewer, discordant, 0.5) - point)",
+        new="return float(2 * binom.cdf(fewer, discordant, 0.5))",
+        tests=f"{METRIC_TESTS} -k mid_p",
+    ),
+    Fault(
+        name="a 90 % interval is reported as 95 %",
+        file=METRICS,
+        old="np.percentile(values, [2.5, 97.5])",
+        new="np.percentile(values, [5, 95])",
+        tests=f"{METRIC_TESTS} -k 95_percent",
+    ),
+    Fault(
+        name="macro-F1 is weighted by class size",
+        file=METRICS,
+        old='return float(f1_score(labels, decisions, average="macro", zero_division=0))',
+        new='return float(f1_score(labels, decisions, average="weighted", zero_division=0))',
+        tests=f"{STAGE_TESTS} -k by_hand",
+    ),
+)
