@@ -17,7 +17,8 @@ WHITESPACE = r"[\s\x0b\x{1c}-\x{1f}\x{85}\p{Z}]+"  # the separators of Python's 
 
 UNFOLDED_WHITESPACE = (  # white space that is not a single space between two words
     r"  |^ | $"
-    r"|[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\p{Zl}\p{Zp}\x{202f}\x{205f}\x{3000}]"
+    r"|[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
+    r"\p{Zl}\p{Zp}\x{202f}\x{205f}\x{3000}]"
 )
 
 FORMAT_CHARACTER = r"\p{Cf}"  # zero-width characters and direction marks
