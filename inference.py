@@ -184,6 +184,7 @@ def input_errors(options: argparse.Namespace) -> list[str]:
     if options.input != STDIN:
         errors += file_errors("--input", options.input)
     formats = dict.fromkeys(FORMATS.values())
+    options.format_is_by_suffix = options.format is None and options.input != STDIN
     if options.format is None:
         options.format = "txt"
         if options.input != STDIN:
@@ -289,9 +290,26 @@ def plan_job(options: argparse.Namespace, file: RowFile) -> Job:
     return Job(classifier, file, text_column, added, writer, options.batch)
 
 
+def is_table_with(path: str, column: str | None) -> bool:
+    """Whether a .txt file is a delimited table with this column, as training reads .txt files."""
+    try:
+        with open_rows(path, "--input", "csv", keep_invalid=True) as file:
+            return len(file.columns) > 1 and column in file.columns
+    except UserError:  # not a table
+        return False
+
+
 def run_job(options: argparse.Namespace) -> Summary:
     """Label the input to the output."""
-    servable_formats(Path(options.model), options.engine)
+    model_dir = Path(options.model)
+    servable_formats(model_dir, options.engine)
+    trained_on = read_stage_record(model_dir).get("text_column")
+    if options.format_is_by_suffix and options.format == "txt":
+        if is_table_with(options.input, trained_on):
+            log.info(
+                "%s is read as a table, because it has the column %r", options.input, trained_on
+            )
+            options.format = "csv"
     with open_rows(
         options.input, "--input", options.format, keep_invalid=True, find_keys=True
     ) as file:

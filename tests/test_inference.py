@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,7 @@ from engines.classifier import load
 from inference import main
 from runtime.artifacts import write_record
 
-ROOT = Path(__file__).resolve().parent.parent
-BANGLA = ROOT / "shared" / "data" / "bangla_hatespeech_binary.csv"
+BANGLA = Path(os.environ.get("REAL_DATA_DIR", "absent")) / "bangla_hatespeech_binary.csv"
 ADDED = ["predicted_label", "predicted_score"]
 
 
@@ -173,6 +173,20 @@ def test_a_csv_with_a_column_called_label_is_labeled(model, comments, labeled_ro
     written = read_rows(tmp_path / "out.csv")
     assert written[0] == ["Comments", "label", *ADDED]
     assert close(written, [written[0], *labeled_rows[1:]])
+
+
+def test_a_txt_file_with_the_trained_column_is_a_table_and_another_one_is_lines(
+    model_copy, tmp_path
+):
+    write_record(model_copy, stage="artifact", fingerprint="abc", text_column="Comments")
+    rows = [["Comments", "n"], ["ba be", "1"], ["bi, bo", "2"]]
+    write_rows(tmp_path / "table.txt", rows)
+    assert main(arguments(model_copy, tmp_path / "table.txt", tmp_path / "table.csv")) == 0
+    assert [row[:2] for row in read_rows(tmp_path / "table.csv")] == rows
+    (tmp_path / "lines.txt").write_text("ba, be\nbi, bo\n")
+    assert main(arguments(model_copy, tmp_path / "lines.txt", tmp_path / "lines.csv")) == 0
+    written = read_rows(tmp_path / "lines.csv")
+    assert [row[0] for row in written] == ["text", "ba, be", "bi, bo"]
 
 
 def test_an_output_that_was_labeled_can_be_labeled_again(model, tmp_path):

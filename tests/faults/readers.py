@@ -102,4 +102,11 @@ FAULTS = (
         new="    if second_cost > first_cost:\n",
         tests=f"{CLASSIFIER} -k faster_of_two",
     ),
+    Fault(
+        name="a .txt file that was trained on is labeled line by line",
+        file="inference.py",
+        old="            return len(file.columns) > 1 and column in file.columns",
+        new="            return False",
+        tests="tests/test_inference.py -k trained_column",
+    ),
 )
