@@ -16,7 +16,12 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from compression_config import Options
 from data import labeled_rows
@@ -26,7 +31,7 @@ from engines.engine import load_engine, predict_logits
 from losses import KD_LOSSES, States, state_loss
 from runtime.distributed import process_count, process_index
 from task import Task
-from training import class_weights, soft_target_loss, train_, training_settings
+from training import stage_loss, train_, training_settings
 
 log = logging.getLogger(__name__)
 
@@ -194,19 +199,26 @@ class LiveStateLoss:
         return state_loss(student, teacher, batch["attention_mask"], self.names)
 
 
-def build_student(
-    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
-) -> Path:
-    """Stage `start`: write the model that `--student_path` names, before any training."""
+def initial_student(
+    teacher_dir: Path, splits: DatasetDict, task: Task, options: Options
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of `--student_path` before any training, with its tokenizer."""
     set_seed(options.seed)
-    student, tokenizer = start_student(
+    return start_student(
         options.student_path,
-        model_in,
+        teacher_dir,
         task,
         labeled_rows(splits["train"])[:]["text"],
         options.max_length,
         own_tokenizer=options.student_tokenizer == "own",
     )
+
+
+def build_student(
+    model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
+) -> Path:
+    """Stage `start`: write the model that `--student_path` names, before any training."""
+    student, tokenizer = initial_student(model_in, splits, task, options)
     return save_model(student, tokenizer, out_dir)
 
 
@@ -217,22 +229,13 @@ def distill(
 
     The training rows have labels and `teacher_logits`; with `kd_alpha` 0 only the labels are used.
     """
-    set_seed(options.seed)
-    student, tokenizer = start_student(
-        options.student_path,
-        model_in,
-        task,
-        labeled_rows(splits["train"])[:]["text"],
-        options.max_length,
-        own_tokenizer=options.student_tokenizer == "own",
-    )
+    student, tokenizer = initial_student(model_in, splits, task, options)
     live_loss = None
     state_losses = KD_LOSSES[options.kd_method]
     if state_losses:
         live_loss = LiveStateLoss(student, model_in, state_losses, options.device)
     settings = training_settings(options, epochs=options.epochs, learning_rate=options.lr)
-    weights = class_weights(splits, task, options.class_weights, options.device)
-    loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
+    loss = stage_loss(splits, task, options)
     train_(student, tokenizer, splits, out_dir, settings, loss=loss, live_loss=live_loss)
     if hasattr(student, "kd_project"):
         del student.kd_project

@@ -22,7 +22,7 @@ from data import label_array
 from encoders.calibration import calibration_texts
 from engines import graphs
 from engines.engine import engine_name, load_engine, predict_logits, tokenizer_files
-from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
+from engines.sensitivity import quality_gate, record_skipped_layers
 from task import Task
 
 REQUIREMENTS = {
@@ -89,15 +89,7 @@ def export(
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
     gate = None
     if options.quant_auto:
-        gate = QualityGate(
-            model_in,
-            validation_texts=splits["validation"][:]["text"],
-            labels=label_array(splits["validation"]).astype(int),
-            ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
-            multi_label=task.multi_label,
-            max_f1_drop=options.max_f1_drop,
-            max_length=options.max_length,
-        )
+        gate = quality_gate(model_in, splits, label_array(splits["validation"]), task, options)
     write_compact_json(model_in, out_dir)
     calibration = graphs.Calibration(out_dir, texts, options.max_length)
     skipped_layers = {}

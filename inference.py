@@ -126,7 +126,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     options = build_parser().parse_intermixed_args(argv)
     errors = convert_numbers(options)
     if not options.model:
-        errors.append("--model is not given, but must be the directory of a model")
+        errors.append("--model is required: the directory of a finished model")
     if options.input is None:
         errors += text_errors(options)
     else:
@@ -157,7 +157,7 @@ def text_errors(options: argparse.Namespace) -> list[str]:
         if getattr(options, name) != default:
             errors.append(f"--{name} is given, but needs --input")
     if not options.texts:
-        errors.append("--input is not given, but without it there must be texts")
+        errors.append("no texts are given; give texts to label, or --input FILE")
     for text in options.texts:
         if text_error(text):
             errors.append(f"TEXT is {text!r}, but must be UTF-8 and not blank")
@@ -178,9 +178,7 @@ def input_errors(options: argparse.Namespace) -> list[str]:
     """Why the input cannot be read; sets `format`."""
     errors = []
     if options.texts:
-        errors.append(
-            "TEXT is given, but not together with --input; quote a file name that has spaces"
-        )
+        errors.append("texts and --input cannot be combined; quote a file name that has spaces")
     if options.input != STDIN:
         errors += file_errors("--input", options.input)
     formats = dict.fromkeys(FORMATS.values())
@@ -304,12 +302,10 @@ def run_job(options: argparse.Namespace) -> Summary:
     model_dir = Path(options.model)
     servable_formats(model_dir, options.engine)
     trained_on = read_stage_record(model_dir).get("text_column")
-    if options.format_is_by_suffix and options.format == "txt":
-        if is_table_with(options.input, trained_on):
-            log.info(
-                "%s is read as a table, because it has the column %r", options.input, trained_on
-            )
-            options.format = "csv"
+    may_be_table = options.format_is_by_suffix and options.format == "txt"
+    if may_be_table and is_table_with(options.input, trained_on):
+        log.info("%s is read as a table: it has the column %r", options.input, trained_on)
+        options.format = "csv"
     with open_rows(
         options.input, "--input", options.format, keep_invalid=True, find_keys=True
     ) as file:

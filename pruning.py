@@ -48,7 +48,7 @@ from encoders.vocabulary import choose_tokens, count_usage, plain_backend
 from runtime.distributed import broadcast_from_main, is_main_process
 from runtime.errors import UserError
 from task import Task
-from training import class_weights, soft_target_loss, train_, training_settings
+from training import stage_loss, train_, training_settings
 
 log = logging.getLogger(__name__)
 
@@ -376,8 +376,7 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
             learning_rate=options.lr,
             min_best_fraction=RAMP_FRACTION if gradual else 0.0,
         )
-        weights = class_weights(splits, task, options.class_weights, options.device)
-        loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
+        loss = stage_loss(splits, task, options)
         recovery = KeepPruned(pruner, gradual=gradual)
         train_(model, tokenizer, splits, out_dir, settings, loss=loss, callbacks=(recovery,))
     save_model(model, tokenizer, out_dir)

@@ -34,10 +34,10 @@ from encoders.start import save_model
 from engines import graphs
 from engines.engine import empty_model, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
-from engines.sensitivity import RANKING_TEXTS, QualityGate, record_skipped_layers
+from engines.sensitivity import quality_gate, record_skipped_layers
 from runtime.errors import UserError
 from task import Task
-from training import class_weights, soft_target_loss, train_, training_settings
+from training import stage_loss, train_, training_settings
 
 NF4_BLOCK = 64  # weights that share a scale
 
@@ -87,15 +87,7 @@ def quantize(
     request = QuantizationRequest(model_in, out_dir, texts, options.max_length)
     gate = None
     if options.quant_auto and method in BITS:
-        gate = QualityGate(
-            model_in,
-            validation_texts=splits["validation"][:]["text"],
-            labels=label_array(splits["validation"]).astype(int),
-            ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
-            multi_label=task.multi_label,
-            max_f1_drop=options.max_f1_drop,
-            max_length=options.max_length,
-        )
+        gate = quality_gate(model_in, splits, label_array(splits["validation"]), task, options)
     skipped_layers = {}
     for engine, quantizer in QUANTIZERS[method].items():
         if gate is None:
@@ -266,8 +258,7 @@ def train_quantization_aware(
     settings = training_settings(
         options, epochs=options.qat_epochs, learning_rate=options.lr * QAT_LR_FACTOR
     )
-    weights = class_weights(splits, task, options.class_weights, options.device)
-    loss = soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
+    loss = stage_loss(splits, task, options)
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_in)

@@ -256,7 +256,7 @@ def training_arguments(work_dir: Path, settings: TrainingSettings) -> TrainingAr
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         per_device_eval_batch_size=2 * settings.batch,
         weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_ratio,
+        warmup_steps=settings.warmup_ratio,  # below 1, a fraction of all steps
         lr_scheduler_type="linear",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -379,6 +379,12 @@ def hard_target_loss(weights: Tensor | None = None) -> Loss:
 def soft_target_loss(alpha: float, temperature: float, weights: Tensor | None = None) -> Loss:
     """The distillation loss with class weights [labels]; `alpha` weights the soft labels."""
     return partial(distillation_loss, alpha=alpha, temperature=temperature, weights=weights)
+
+
+def stage_loss(splits: DatasetDict, task: Task, options: Options) -> Loss:
+    """The soft-target loss of a stage's options, with the class weights of its training rows."""
+    weights = class_weights(splits, task, options.class_weights, options.device)
+    return soft_target_loss(options.kd_alpha, options.kd_temperature, weights)
 
 
 def fine_tune_teacher(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -218,13 +219,16 @@ def detect_label_columns(table: pa.Table, excluded: set[str | None]) -> tuple[st
     raise ambiguity_error("--label_columns", candidates, table)
 
 
+WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0*")  # an integer that a table stores as a float
+
+
 def label_name(value: str) -> str | None:
     """The name of a label cell (` 1.0` and `1` are both `1`); None for an empty cell or `nan`."""
     value = value.strip()
     if value == "" or value.lower() == "nan":
         return None
-    if is_number(value) and float(value).is_integer():
-        return str(int(float(value)))
+    if WHOLE_NUMBER.fullmatch(value):
+        return value.partition(".")[0]
     return value
 
 
@@ -271,10 +275,10 @@ def read_task(table: pa.Table, names: tuple[str, ...]) -> tuple[Task, np.ndarray
 
 
 def label_patterns(labels: np.ndarray) -> np.ndarray:
-    """An id [rows] of each row's label, or of its combination of labels (one bit per label)."""
+    """An id [rows] of each row's label, or of its combination of labels ."""
     if labels.ndim == 1:
         return labels
-    return labels @ (1 << np.arange(labels.shape[1]))
+    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(labels))
 
 
 def read_files(options: Options) -> pa.Table:

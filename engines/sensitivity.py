@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import DatasetDict
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from encoders.calibration import token_batches_of
+from compression_config import Options
+from encoders.calibration import calibration_texts, token_batches_of
 from engines.engine import load_engine, predict_logits
 from engines.fake_quantization import (
     fake_quantize_input_hook,
@@ -27,7 +29,7 @@ from engines.fake_quantization import (
 )
 from metrics import macro_f1
 from runtime.files import write_json
-from task import decide
+from task import Task, decide
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,21 @@ class QualityGate:
             )
             write(skipped_layers)
         return skipped_layers
+
+
+def quality_gate(
+    model_dir: Path, splits: DatasetDict, labels: np.ndarray, task: Task, options: Options
+) -> QualityGate:
+    """The gate of a stage: `labels` are those of the validation rows."""
+    return QualityGate(
+        model_dir,
+        validation_texts=splits["validation"][:]["text"],
+        labels=labels.astype(int),
+        ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed),
+        multi_label=task.multi_label,
+        max_f1_drop=options.max_f1_drop,
+        max_length=options.max_length,
+    )
 
 
 def record_skipped_layers(directory: Path, skipped_layers: dict[str, list[str]]) -> None:

@@ -3,7 +3,6 @@ has changed."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from compression_config import StageOptions, as_record
 from engines.engine import ModelFormat
 from evaluation import evaluate
 from runtime.artifacts import read_record
-from runtime.files import json_digest, read_json, write_json
+from runtime.files import files_named, json_digest, read_json, write_json
 from task import Task
 
 log = logging.getLogger(__name__)
@@ -29,10 +28,7 @@ def find_evaluation(paths: Iterable[Path], key: str) -> Path | None:
     predictions in the same directory."""
     for path in paths:
         with suppress(OSError, ValueError):  # another run may be writing the file
-            if (
-                path.with_suffix(".parquet").is_file()
-                and json.loads(path.read_text())["key"] == key
-            ):
+            if path.with_suffix(".parquet").is_file() and read_json(path)["key"] == key:
                 return path
     return None
 
@@ -70,7 +66,11 @@ class EvaluationCache:
         predictions.mkdir(exist_ok=True)
         path = predictions / f"{model_format.name}.json"
         key = self.key(model_format)
-        elsewhere = sorted(self.models.rglob(f"predictions/{model_format.name}.json"))
+        elsewhere = [
+            place
+            for place in files_named(self.models, path.name)
+            if place.parent.name == predictions.name
+        ]
         cached = find_evaluation([path, *elsewhere], key)
         if cached == path:
             log.debug("%s: evaluation reused from %s", model_format.name, cached)

@@ -293,9 +293,11 @@ def plan(options: Options) -> list[Step]:
             continue
         is_shape_of_student = stage.role is Role.SHAPE and distills
         selected = stage.selected_options(options)
-        start = {Role.TEACHER: "", Role.BASELINE: "", Role.STUDENT: "teacher"}.get(
-            stage.role, model
-        )
+        start = model
+        if stage.role in (Role.TEACHER, Role.BASELINE):
+            start = ""
+        elif stage.role is Role.STUDENT:
+            start = "teacher"
         compared_with = "teacher" if stage.role is Role.STUDENT else model_row
         steps.append(
             Step(

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from runtime.files import (
     HISTORY_NAME,
     RECORD_NAME,
     file_sha256,
+    files_named,
     json_digest,
     read_json,
     write_json,
@@ -144,12 +145,13 @@ def is_intact(directory: Path, record: dict[str, Any]) -> bool:
 def find_finished(directories: Iterable[Path], fingerprint: str) -> Path | None:
     """A finished, unchanged directory with this fingerprint anywhere under `directories`."""
     for directory in directories:
-        for path in sorted(directory.rglob(RECORD_NAME)):
+        for path in files_named(directory, RECORD_NAME):
             if path.parent.name.endswith(".partial"):
                 continue
-            record = read_record(path.parent)
-            if record["fingerprint"] == fingerprint and is_intact(path.parent, record):
-                return path.parent
+            with suppress(OSError, ValueError, KeyError):  # another run may be replacing it
+                record = read_record(path.parent)
+                if record["fingerprint"] == fingerprint and is_intact(path.parent, record):
+                    return path.parent
     return None
 
 
@@ -225,13 +227,17 @@ def delete_partials(directory: Path) -> None:
 def exclusive_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory; UserError if another process holds it."""
     directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock", timeout=0)
     try:
-        with FileLock(directory / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(
             f"{directory} is in use by another run; wait for it, or give another --experiment"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

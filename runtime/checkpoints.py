@@ -13,7 +13,7 @@ HISTORY_FIELDS = ("epoch", "loss", "eval_loss", "eval_macro_f1")
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The Trainer's state at a checkpoint."""
-    return json.loads((checkpoint / "trainer_state.json").read_text())
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def is_complete(checkpoint: Path) -> bool:

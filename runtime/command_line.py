@@ -14,7 +14,7 @@ from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
-CONVERTERS = {bool: {"true": True, "false": False}.__getitem__}
+BOOLEANS = {"true": True, "false": False}
 KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 EXCLUDED_FROM_ABLATION = {
     "pipeline": "an ablation runs the pipelines named after --run_ablation",
@@ -73,7 +73,7 @@ def convert(name: str, value: str) -> Any:
     """`value` as the type of option `name`; UserError names the flag, the value and the rule."""
     declared = OPTIONS[name]
     try:
-        converted = CONVERTERS.get(declared.kind, declared.kind)(value)
+        converted = BOOLEANS[value] if declared.kind is bool else declared.kind(value)
     except (ValueError, KeyError):
         kind = KIND_NAMES[declared.kind]
         raise UserError(f"--{name} is {value}, but must be {kind}") from None
@@ -116,6 +116,8 @@ def config_entries(path: str | Path) -> Entries:
         raise UserError(f"--config is {path}, but must contain lines such as `batch: 16`")
     entries: Entries = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"--config is {path}, but its keys must be names of options")
         if key.value in REMOVED:
             check_removed(path, key.value, value.value)
             continue
@@ -254,9 +256,9 @@ def combination_errors(options: Options) -> list[str]:
             "--prune_schedule is cubic with --fine_tune_epochs 0, but it prunes during recovery"
         )
     if options.quiet and options.verbose:
-        errors.append("--quiet and --verbose are given, but only one of them is possible")
+        errors.append("--quiet and --verbose cannot be combined")
     if options.quant_auto and options.max_f1_drop is None:
-        errors.append("--quant_auto is given, but needs --max_f1_drop, such as 0.01, as its limit")
+        errors.append("--quant_auto needs --max_f1_drop, for example 0.01")
     return errors + list(dict.fromkeys(unused_options(options).values()))
 
 
@@ -302,7 +304,7 @@ def unused_options(options: Options) -> dict[str, str]:
 def expand_runs(options: Options) -> list[Options]:
     """The options of every run: one per pipeline of an ablation, else the options unchanged.
 
-    An option that has no effect in one pipeline of an ablation, but has in another, is reset there.
+    In an ablation, each pipeline resets the options that only other pipelines use.
     """
     if options.run_ablation is None:
         return [options]
@@ -366,13 +368,17 @@ def parse_options(argv: list[str] | None = None) -> Options:
             entries = config_entries(given.config)
         except UserError as error:
             errors += error.lines
-    if "run_ablation" in given:
-        entries.pop("pipeline", None)  # the command line takes precedence over the file
+    if "run_ablation" in given:  # the command line takes precedence over the file
+        entries.pop("pipeline", None)
+    if "pipeline" in given:
+        entries.pop("run_ablation", None)
     entries |= vars(given)
+    num_errors = len(errors)
     options = Options(**convert_all(entries, errors))
-    combinations = [line for run in expand_runs(options) for line in combination_errors(run)]
-    errors += ablation_errors(options, entries)
-    errors += list(dict.fromkeys(combinations))
+    if len(errors) == num_errors:  # a default in place of a refused value would give false errors
+        combinations = [line for run in expand_runs(options) for line in combination_errors(run)]
+        errors += ablation_errors(options, entries)
+        errors += list(dict.fromkeys(combinations))
     errors += path_errors(options)
     if errors:
         raise UserError(*errors)

@@ -51,7 +51,7 @@ def broadcast_from_main(compute: Callable[[], Result]) -> Result:
     """Call `compute` in the main process; every process returns its result, or raises its error."""
     if process_count() == 1:
         return compute()
-    from accelerate.utils import broadcast_object_list
+    import torch
 
     outcome: list = [None, None]  # result, error
     if is_main_process():
@@ -59,7 +59,9 @@ def broadcast_from_main(compute: Callable[[], Result]) -> Result:
             outcome[0] = compute()
         except Exception as error:
             outcome[1] = error
-    result, error = broadcast_object_list(outcome, from_process=0)
+    # accelerate's function does nothing under torchrun on CPUs: it sees no distributed state
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    result, error = outcome
     if error is not None:
         raise error
     return result

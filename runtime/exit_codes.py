@@ -52,7 +52,7 @@ def run_command(
     except Exception as error:
         if not is_disk_full(error, context.output_dir):
             raise
-        hint = "finished stages are kept; " if context.can_resume else ""
+        hint = "finished work is kept; " if context.can_resume else ""
         print(
             f"{program}: error: no space left in {context.output_dir}; {hint}free some space and "
             "run the same command again",

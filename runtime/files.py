@@ -42,6 +42,18 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def files_named(directory: Path, name: str) -> list[Path]:
+    """Every file of this name under `directory`, sorted.
+
+    Directories that another process deletes in the meantime are skipped.
+    """
+    paths = []
+    for parent, _, names in os.walk(directory):  # it ignores errors, unlike Path.rglob
+        if name in names:
+            paths.append(Path(parent) / name)
+    return sorted(paths)
+
+
 def link_or_copy(source: Path | str, target: Path | str) -> None:
     """A hard link, or a copy if the file system does not support links."""
     try:

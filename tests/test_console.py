@@ -156,10 +156,7 @@ def test_verbose_shows_library_logs_and_our_debug_output(
     ):
         assert said in shown and said in log
     assert run_main([*argv, "--verbose", "--quiet"]) == 2
-    assert (
-        "--quiet and --verbose are given, but only one of them is possible"
-        in capsys.readouterr().err
-    )
+    assert "--quiet and --verbose cannot be combined" in capsys.readouterr().err
 
 
 def test_only_the_main_process_logs(monkeypatch, capsys):

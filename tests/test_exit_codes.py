@@ -48,7 +48,7 @@ def test_a_full_disk_exits_with_1_and_names_the_directory(tmp_path, capsys):
     error = OSError(errno.ENOSPC, "full")
     assert run(error, output_dir=str(tmp_path), can_resume=True) == 1
     line = capsys.readouterr().err
-    assert f"no space left in {tmp_path}" in line and "finished stages are kept" in line
+    assert f"no space left in {tmp_path}" in line and "finished work is kept" in line
     native = RuntimeError("I/O error: No space left on device (os error 28)")
     assert run(native, output_dir=str(tmp_path)) == 1
 

@@ -26,6 +26,7 @@ from engines.classifier import load
 from inference import main
 from runtime.artifacts import write_record
 
+ROOT = Path(__file__).resolve().parent.parent
 BANGLA = Path(os.environ.get("REAL_DATA_DIR", "absent")) / "bangla_hatespeech_binary.csv"
 ADDED = ["predicted_label", "predicted_score"]
 

@@ -13,7 +13,7 @@ FAULTS = (
         file="encoders/families.py",
         old='QUERY_KEY_VALUE = (("query", "key", "value"),',
         new='QUERY_KEY_VALUE = (("key", "value", "query"),',
-        tests="tests/test_distillation.py -k watched",
+        tests="tests/test_distillation.py -k recorded",
     ),
     Fault(
         name="the head is pruned too",

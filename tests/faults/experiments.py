@@ -12,7 +12,7 @@ FAULTS = (
         file=RUNNER,
         old='source = [self.fingerprint_of("teacher"), rows_hash(rows, ("id", "text"))]',
         new='source = [self.fingerprint_of("teacher"), len(rows) > 1]',
-        tests="tests/test_distillation.py -k without_labels",
+        tests="tests/test_unlabeled.py -k without_labels",
     ),
     Fault(
         name="zeros not checked after quantization",
@@ -115,8 +115,8 @@ FAULTS = (
     Fault(
         name="the student starts from the stage before it",
         file="experiments/plan.py",
-        old='Role.STUDENT: "teacher"}',
-        new="}",
+        old='            start = "teacher"\n',
+        new="            start = model\n",
         tests="tests/test_plan.py -k starts",
     ),
     Fault(
@@ -164,8 +164,8 @@ FAULTS = (
     Fault(
         name="no lock on the directory of a run",
         file="runtime/artifacts.py",
-        old='with FileLock(directory / ".lock", timeout=0):',
-        new="if True:",
+        old="        lock.acquire()\n",
+        new="        pass\n",
         tests="tests/test_memory.py -k second_run",
     ),
     Fault(
