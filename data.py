@@ -32,8 +32,6 @@ from corpus.columns import (
     read_corpus,
     value_ids,
 )
-from corpus.unlabeled import augment as augment  # moved there; import it from there
-from corpus.unlabeled import write_unlabeled as write_unlabeled  # moved there
 from runtime.errors import UserError
 from task import NO_LABEL, Task
 

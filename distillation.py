@@ -31,7 +31,8 @@ from engines.engine import load_engine, predict_logits
 from losses import KD_LOSSES, States, state_loss
 from runtime.distributed import process_count, process_index
 from task import Task
-from training import stage_loss, train_, training_settings
+from trainer import training_settings
+from training import stage_loss, train_
 
 log = logging.getLogger(__name__)
 

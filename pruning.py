@@ -48,7 +48,8 @@ from encoders.vocabulary import choose_tokens, count_usage, plain_backend
 from runtime.distributed import broadcast_from_main, is_main_process
 from runtime.errors import UserError
 from task import Task
-from training import stage_loss, train_, training_settings
+from trainer import training_settings
+from training import stage_loss, train_
 
 log = logging.getLogger(__name__)
 

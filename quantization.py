@@ -37,7 +37,8 @@ from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import quality_gate, record_skipped_layers
 from runtime.errors import UserError
 from task import Task
-from training import stage_loss, train_, training_settings
+from trainer import training_settings
+from training import stage_loss, train_
 
 NF4_BLOCK = 64  # weights that share a scale
 

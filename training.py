@@ -8,15 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import joblib
 import numpy as np
@@ -28,8 +21,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -39,12 +30,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from compression_config import Options
 from data import label_array, labeled_rows, read_tokens, token_lengths, write_tokens
@@ -63,226 +51,21 @@ from runtime.checkpoints import (
 from runtime.distributed import (
     broadcast_from_main,
     is_main_process,
-    process_count,
     wait_for_everyone,
 )
 from runtime.files import HISTORY_NAME, write_json
 from task import Task, decide, probabilities
+from trainer import (
+    ClassifierTrainer,
+    EpochLogger,
+    LiveLoss,
+    Loss,
+    TrainingSettings,
+    training_arguments,
+    training_settings,
+)
 
 log = logging.getLogger(__name__)
-
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(logits, labels, teacher logits) -> scalar loss."""
-
-LiveLoss = Callable[[dict[str, Tensor]], Tensor]
-"""(the batch that the model has just processed) -> scalar loss that runs a second model."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The settings of one training, with a resolved device and precision."""
-
-    epochs: int
-    learning_rate: float
-    batch: int  # texts per optimizer step, over all processes
-    max_length: int
-    seed: int
-    device: str
-    precision: str  # fp32, fp16 or bf16
-    weight_decay: float
-    warmup_ratio: float
-    gradient_accumulation_steps: int
-    early_stopping_patience: int
-    # of all steps: an epoch that ends earlier cannot be the best
-    min_best_fraction: float = 0.0
-
-
-def training_settings(
-    options: Options, *, epochs: int, learning_rate: float, min_best_fraction: float = 0.0
-) -> TrainingSettings:
-    """The settings that a stage's options ask for."""
-    return TrainingSettings(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch=options.batch,
-        max_length=options.max_length,
-        seed=options.seed,
-        device=options.device,
-        precision=options.precision,
-        weight_decay=options.weight_decay,
-        warmup_ratio=options.warmup_ratio,
-        gradient_accumulation_steps=options.accumulate,
-        early_stopping_patience=options.early_stopping_patience,
-        min_best_fraction=min_best_fraction,
-    )
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffled batches of texts of similar length.
-
-    The order depends only on seed and epoch, so that an interrupted training resumes in the same
-    order.
-    """
-
-    def __init__(self, lengths: list[int], batch: int, seed: int):
-        self.lengths = lengths
-        self.batch = batch
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
-
-
-class ClassifierTrainer(Trainer):
-    """The Trainer with our losses, batch order and choice of the best epoch.
-
-    The one place that uses private names of transformers (`_n_gpu`, `_get_train_sampler`,
-    `_determine_best_metric`); the pinned version has them, and no public name does the same.
-    """
-
-    def __init__(
-        self,
-        loss: Loss,
-        live_loss: LiveLoss | None,
-        min_best_fraction: float = 0.0,
-        *,
-        args: TrainingArguments,
-        **kwargs: Any,
-    ):
-        args._n_gpu = min(1, args.n_gpu)  # otherwise DataParallel splits each batch over all GPUs
-        super().__init__(args=args, **kwargs)
-        self.loss = loss
-        self.live_loss = live_loss
-        self.min_best_fraction = min_best_fraction
-        self.model_accepts_loss_kwargs = False
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        # the effective batch: its parts are consecutive, one per process and accumulation step
-        parts = process_count() * self.args.gradient_accumulation_steps
-        batch = self.args.train_batch_size * parts
-        return LengthGroupedSampler(token_lengths(self.train_dataset), batch, self.args.seed)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        if self.state.global_step < self.min_best_fraction * self.state.max_steps:
-            return False
-        return super()._determine_best_metric(metrics, trial)
-
-    def compute_loss(self, model, inputs, return_outputs=False, **_):
-        """The loss of the float32 logits; `teacher_logits` is a column of the batch, if present."""
-        labels = inputs.pop("labels")
-        teacher_logits = inputs.pop("teacher_logits", None)
-        outputs = model(**inputs)
-        loss = self.loss(outputs.logits.float(), labels, teacher_logits)
-        if self.live_loss and model.training:
-            loss = loss + self.live_loss(inputs)
-        return (loss, outputs) if return_outputs else loss
-
-
-class EpochLogger(ProgressCallback):
-    """The Trainer's progress bars and one log line per epoch; nothing is printed to stdout."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Start the bar at the step of a resumed training; the remaining time is then correct."""
-        if state.is_world_process_zero:
-            self.training_bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="training, steps",
-                dynamic_ncols=True,
-            )
-        self.current_step = state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Keep the Trainer from printing to stdout."""
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Log the metrics of the epoch."""
-        super().on_evaluate(args, state, control, **kwargs)
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        log.info(
-            "epoch %g of %d: loss %.4f, validation macro-F1 %.4f",
-            round(state.epoch, 2),
-            args.num_train_epochs,
-            losses[-1] if losses else math.nan,
-            metrics["eval_macro_f1"],
-        )
-
-
-@dataclass(frozen=True)
-class Tracker:
-    """Where training curves are sent, and the name of the run there."""
-
-    name: str = "none"
-    run_name: str | None = None
-
-
-NO_TRACKER = Tracker()
-CURRENT_TRACKER: ContextVar[Tracker] = ContextVar("CURRENT_TRACKER", default=NO_TRACKER)
-
-
-@contextmanager
-def reporting(tracker: str, run_name: str, directory: Path) -> Iterator[None]:
-    """Send the training curves of the block to a tracker; TensorBoard writes into `directory`."""
-    if tracker == "tensorboard":
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory)
-    token = CURRENT_TRACKER.set(Tracker(tracker, run_name))
-    try:
-        yield
-    finally:
-        CURRENT_TRACKER.reset(token)
-        if tracker == "wandb" and "wandb" in sys.modules:
-            sys.modules["wandb"].finish()  # otherwise the next training continues the same run
-
-
-def training_arguments(work_dir: Path, settings: TrainingSettings) -> TrainingArguments:
-    """The Trainer's arguments for these settings; checkpoints are written into `work_dir`."""
-    parts = process_count() * settings.gradient_accumulation_steps
-    on_cpu = settings.device == "cpu"
-    tracker = CURRENT_TRACKER.get()
-    arguments = TrainingArguments(
-        output_dir=str(work_dir / CHECKPOINTS),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch // parts,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        per_device_eval_batch_size=2 * settings.batch,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_ratio,  # below 1, a fraction of all steps
-        lr_scheduler_type="linear",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="macro_f1",
-        greater_is_better=True,
-        seed=settings.seed,
-        bf16=settings.precision == "bf16",
-        fp16=settings.precision == "fp16",
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        label_names=["labels"],
-        restore_callback_states_from_checkpoint=True,
-        remove_unused_columns=False,
-        disable_tqdm=False,
-        report_to=tracker.name,
-        run_name=tracker.run_name,
-        ddp_backend="gloo" if on_cpu and process_count() > 1 else None,
-        # the search would not find `kd_project`: it is used by the live loss, not by the logits
-        ddp_find_unused_parameters=False,
-    )
-    # the settings override the mixed precision of `accelerate launch`
-    arguments.mixed_precision = "no" if settings.precision == "fp32" else settings.precision
-    return arguments
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -46,13 +46,8 @@ from losses import distillation_loss, hard_label_loss
 from metrics import macro_f1, paired_bootstrap
 from runtime.command_line import parse_options
 from task import Task, decide
-from training import (
-    ClassifierTrainer,
-    Loss,
-    fine_tune_teacher,
-    training_arguments,
-    training_settings,
-)
+from trainer import ClassifierTrainer, Loss, training_arguments, training_settings
+from training import fine_tune_teacher
 
 MAX_PLAIN_RATIO = 1.1  # distillation / plain fine-tuning
 MIN_DEFAULTS_RATIO = 3.5  # Trainer's defaults / distillation

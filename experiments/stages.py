@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from compression_config import COMPUTE_OPTIONS, Options, StageOptions, as_record, select
-from data import write_unlabeled
+from corpus.unlabeled import write_unlabeled
 from distillation import with_teacher_logits, write_teacher_outputs
 from engines.engine import ModelFormat
 from experiments.evaluation_cache import EvaluationCache
@@ -40,7 +40,7 @@ from runtime.distributed import (
 )
 from runtime.files import json_digest, link_tree
 from task import Task
-from training import reporting
+from trainer import reporting
 
 log = logging.getLogger(__name__)
 
@@ -114,16 +114,13 @@ class StageRunner:
         if step.student_start:
             record["start"] = str(self.directory / step.student_start)
 
-        def make(partial: Path) -> dict[str, float]:
-            return self.make(step, partial, fingerprint)
-
-        is_cached = self.ensure(
+        is_cached = self.make_or_reuse(
             step.stage.name,
             step.description,
             target,
             fingerprint,
             parent=self.model_in(step),
-            make=make,
+            make=partial(self.execute, step, fingerprint),
             record=record,
         )
         if is_main_process():
@@ -136,7 +133,7 @@ class StageRunner:
             return self.directory / step.start
         return self.options.teacher_path if step.stage.role is Role.TEACHER else ""
 
-    def make(self, step: Step, partial: Path, fingerprint: str) -> dict[str, float]:
+    def execute(self, step: Step, fingerprint: str, out_dir: Path) -> dict[str, float]:
         """Call the stage's function and return its cost. Only stages that are trained run in every
         process."""
         splits = self.rows_for(step.stage.rows)
@@ -147,10 +144,10 @@ class StageRunner:
         curves = self.directory / CURVES / f"{step.stage.name}.{fingerprint}"
         with measure_cost() as cost, reporting(self.options.report_to, run_name, curves):
             if step.stage.is_trained or is_main_process():
-                step.stage.make(self.model_in(step), splits, self.task, partial, options)
+                step.stage.make(self.model_in(step), splits, self.task, out_dir, options)
         return cost
 
-    def ensure(
+    def make_or_reuse(
         self,
         name: str,
         description: str,
@@ -165,26 +162,29 @@ class StageRunner:
 
         `make` writes into the directory that it is given, and returns what that cost.
         """
-        finished = broadcast_from_main(lambda: self.find(target, fingerprint))
+        finished = broadcast_from_main(partial(self.find_or_publish, target, fingerprint))
         if finished is None:
             log.info("stage %s: %s (from %s)", name, description, parent or "the training split")
             log.debug("stage %s: no finished directory has the fingerprint %s", name, fingerprint)
-            with write_together(target, fingerprint) as partial:
-                cost = make(partial)
+            with write_together(target, fingerprint) as out_dir:
+                cost = make(out_dir)
                 wait_for_everyone()
                 if is_main_process():
                     entries = {"stage": name, "fingerprint": fingerprint, "parent": str(parent)}
-                    write_record(partial, **entries, **record, **cost)
+                    write_record(out_dir, **entries, **record, **cost)
             return False
         log.info("stage %s: reused from %s: %s", name, finished, description)
         if finished != target:
-            with write_together(target, fingerprint) as partial:
+            with write_together(target, fingerprint) as out_dir:
                 if is_main_process():
-                    link_tree(finished, partial)
+                    link_tree(finished, out_dir)
         return True
 
-    def find(self, target: Path, fingerprint: str) -> Path | None:
-        """A finished directory with this fingerprint: `target`, or one of another experiment."""
+    def find_or_publish(self, target: Path, fingerprint: str) -> Path | None:
+        """A finished directory with this fingerprint, in `target` or another experiment.
+
+        A directory that a run had finished when it was killed is published first.
+        """
         publish_if_finished(target, fingerprint)
         directories = [target, self.models]
         if self.options.reuse:
@@ -251,7 +251,7 @@ class StageRunner:
     def rows_for(self, rows: Rows) -> DatasetDict:
         """The training and validation rows that a stage asks for."""
         builders = {
-            Rows.LABELED: self.labeled_rows,
+            Rows.LABELED: self.train_and_validation,
             Rows.TEXTS: self.text_rows,
             Rows.SOFT: self.soft_rows,
         }
@@ -259,7 +259,7 @@ class StageRunner:
             self.built_rows[rows] = builders[rows]()
         return self.built_rows[rows]
 
-    def labeled_rows(self) -> DatasetDict:
+    def train_and_validation(self) -> DatasetDict:
         """Training and validation rows."""
         return DatasetDict(train=self.splits["train"], validation=self.splits["validation"])
 
@@ -289,12 +289,12 @@ class StageRunner:
         target = self.directory / "outputs" / name
         options = select(self.options, COMPUTE_OPTIONS)
 
-        def make(partial: Path) -> dict[str, float]:
+        def run_teacher(out_dir: Path) -> dict[str, float]:
             with measure_cost() as cost:
                 write_teacher_outputs(
                     teacher_dir,
                     rows,
-                    partial,
+                    out_dir,
                     max_length=options.max_length,
                     batch=options.batch,
                     device=options.device,
@@ -303,13 +303,13 @@ class StageRunner:
 
         source = [self.fingerprint_of("teacher"), rows_hash(rows, ("id", "text"))]
         fingerprint = json_digest(["outputs", OUTPUTS_VERSION, *source, options.max_length])
-        self.ensure(
+        self.make_or_reuse(
             f"outputs/{name}",
             f"run the teacher on {len(rows):,} texts",
             target,
             fingerprint,
             parent=teacher_dir,
-            make=make,
+            make=run_teacher,
             record={},
         )
         return with_teacher_logits(rows, target)

@@ -1,6 +1,6 @@
 """The results of a run: its table, CSV and JSON files, verdict and notes. Imports no torch.
 
-A row describes one format: its stage, size, times and quality. `results_final.json` documents the
+A row describes one format: its stage, size, times and quality. docs/evaluation.md explains the
 keys.
 """
 

@@ -21,7 +21,7 @@ from runtime import logs
 from runtime.command_line import command_line, parse_options
 from runtime.errors import UserError
 from runtime.logs import LogFile, current_level, log_to_files, set_up_process, start_logging
-from training import EpochLogger
+from trainer import EpochLogger
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (

@@ -26,7 +26,8 @@ from runtime import artifacts
 from runtime.checkpoints import best_checkpoint, is_finished, last_checkpoint
 from runtime.command_line import config_entries, parse_options
 from runtime.errors import UserError
-from training import hard_target_loss, train_, training_settings
+from trainer import training_settings
+from training import hard_target_loss, train_
 
 BY_NAME = {stage.name: stage for stage in STAGES}
 LEAVES = [stage.name for stage in STAGES if stage.role is Role.FORMAT]

@@ -37,13 +37,8 @@ from pruning import KeepPruned, cubic_sparsity, prune, prune_
 from reporting.results import warnings_of
 from runtime.checkpoints import CHECKPOINTS, last_checkpoint, read_state
 from task import Task, decide, probabilities
-from training import (
-    LengthGroupedSampler,
-    hard_target_loss,
-    train_,
-    training_arguments,
-    training_settings,
-)
+from trainer import LengthGroupedSampler, training_arguments, training_settings
+from training import hard_target_loss, train_
 
 FFN_WEIGHT = "bert.encoder.layer.0.intermediate.dense.weight"  # [256, 64] in scratch:2x64
 

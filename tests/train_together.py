@@ -15,7 +15,8 @@ from data import load_splits
 from encoders.scratch import train_wordpiece
 from encoders.start import save_model
 from runtime.distributed import join_processes, process_count
-from training import hard_target_loss, train_, training_settings
+from trainer import training_settings
+from training import hard_target_loss, train_
 
 directory = Path(sys.argv[1])
 splits, task, _ = load_splits(Options(dataset_path=sys.argv[2]))

@@ -62,7 +62,7 @@ FAULTS = (
     ),
     Fault(
         name="the best epoch may end before all weights are pruned",
-        file=TRAINING,
+        file="trainer.py",
         old="if self.state.global_step < self.min_best_fraction * self.state.max_steps:",
         new="if self.state.global_step < 0:",
         tests="tests/test_stages.py -k minimum_fraction",
@@ -84,21 +84,21 @@ FAULTS = (
     ),
     Fault(
         name="the order of batches is the same in every epoch",
-        file=TRAINING,
+        file="trainer.py",
         old="manual_seed(self.seed + self.epoch)",
         new="manual_seed(self.seed)",
         tests=BATCH_ORDER,
     ),
     Fault(
         name="the order of batches cannot be resumed",
-        file=TRAINING,
+        file="trainer.py",
         old="get_length_grouped_indices(self.lengths, self.batch, generator=generator)",
         new="get_length_grouped_indices(self.lengths, self.batch, generator=None)",
         tests=BATCH_ORDER,
     ),
     Fault(
         name="the bar of a resumed training starts at 0",
-        file=TRAINING,
+        file="trainer.py",
         old="                initial=state.global_step,\n",
         new="",
         tests="tests/test_console.py -k resumed_training",
