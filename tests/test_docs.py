@@ -232,6 +232,7 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
                     assert report.main([word for found in named for word in found]) == 0
         elif language == "python":
             exec(compile(content, "example", "exec"), {})
+            capsys.readouterr()  # what the example printed
         elif language == "yaml":
             Path("run.yaml").write_text(replaced(content, stand_ins), encoding="utf-8")
 
