@@ -141,7 +141,10 @@ class Options:
     batch: int = option(32, "batch size, over all devices", MAIN, rule=POSITIVE)
     prune_method: str = option("magnitude", "pruning score", MAIN, choices=("magnitude", "wanda"))
     prune_sparsity: float = option(
-        0.4, "fraction of the weights set to zero", MAIN, rule=FRACTION_BELOW_ONE
+        0.4,
+        "fraction of the weights in each row of the encoder's Linears to set to zero",
+        MAIN,
+        rule=FRACTION_BELOW_ONE,
     )
     quant_method: str = option(
         "fp16",

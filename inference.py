@@ -57,6 +57,7 @@ INPUT_OPTIONS = {  # options that need --input -> their defaults
     "format": None,
     "scores": False,
     "overwrite": False,
+    "batch": 32,
 }
 
 
@@ -272,7 +273,7 @@ def make_writer(
 
 
 def plan_job(options: argparse.Namespace, file: RowFile) -> Job:
-    """Choose the columns, then load the model; UserError before the model is loaded."""
+    """Choose the columns, then load the model: a wrong column is reported before the slow load."""
     model_dir = Path(options.model)
     labels, multi_label = read_labels(model_dir)
     if not file.columns:

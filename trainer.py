@@ -40,7 +40,8 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits, labels, teacher logits) -> scalar loss."""
 
 LiveLoss = Callable[[dict[str, Tensor]], Tensor]
-"""(the batch that the model has just processed) -> scalar loss that runs a second model."""
+"""(the batch that the model has just processed) -> extra scalar loss, from a second
+model that runs on the same batch."""
 
 
 @dataclass(frozen=True)

@@ -345,7 +345,7 @@ def is_incomplete(keys: pa.ChunkedArray, labels: np.ndarray, path: str) -> np.nd
     if count:
         first_row = incomplete.argmax() + FIRST_DATA_ROW
         log.warning(
-            "%d rows without a text or label are dropped; the first is row %d (header: row 1)",
+            "dropped %d rows without a text or a label; the first is row %d (the header is row 1)",
             count,
             first_row,
         )

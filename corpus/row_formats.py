@@ -118,7 +118,7 @@ def detect_delimiter(sample: str, *, is_cut: bool) -> tuple[str, list[str]]:
 
 
 def csv_error(error: csv.Error) -> str:
-    """The predicate for an error of a strict csv.reader."""
+    """An error of a strict csv.reader, worded to follow `line 7 `."""
     message = str(error)
     if "unexpected end of data" in message:
         return "has a quote that is never closed"

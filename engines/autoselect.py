@@ -57,7 +57,7 @@ Candidate = tuple[str, int]  # format name, threads
 
 
 class UnservableFormat(UserError):
-    """A format that does not load on this machine, though its files are unchanged."""
+    """A format that fails to load on this machine, though its files are unchanged."""
 
 
 class LoadedCandidate(NamedTuple):

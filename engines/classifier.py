@@ -247,7 +247,7 @@ def load_format(model_dir: Path, format_name: str, threads: int) -> Classifier:
     except Exception as error:  # each engine raises its own types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnservableFormat(
-            f"--engine is {format_name}, but that does not load: {reason}"
+            f"--engine is {format_name}, but it failed to load: {reason}"
         ) from error
     if shape != (1, len(labels)):
         raise UnservableFormat(

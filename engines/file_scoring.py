@@ -93,7 +93,7 @@ def row_windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def text_error(value: Any) -> str:
-    """The predicate for a value that is not a text to label; empty if it is one."""
+    """Why `value` cannot be labeled, worded to follow `line 7 `; empty if it can."""
     if isinstance(value, (list, tuple, dict)):
         return "has a list or an object as its text"
     text = as_text(value)

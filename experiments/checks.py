@@ -76,7 +76,9 @@ def check_reporting(tracker: str) -> None:
 def check_finished_teacher(spec: str, task: Task) -> None:
     """Refuse `--teacher_epochs 0` for a model that was not fine-tuned on these labels."""
     if spec.startswith("scratch:"):
-        raise UserError(f"--teacher_epochs is 0, but {spec} has no fine-tuned head (fresh)")
+        raise UserError(
+            f"--teacher_epochs is 0, but {spec} has no fine-tuned head (random weights)"
+        )
     config = read_config(spec, "--teacher_path")
     architectures = getattr(config, "architectures", None) or ["unknown"]
     if not architectures[0].endswith("ForSequenceClassification"):

@@ -70,7 +70,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     differing = []
     for name in before | now:
         if before.get(name) != now.get(name):
-            differing.append(f"--{name} {before.get(name)}, not {now.get(name)}")
+            differing.append(f"--{name} was {before.get(name)}, now {now.get(name)}")
     return ", ".join(differing)
 
 
@@ -304,7 +304,7 @@ class Experiment:
             differing = differences(before, now)
             if differing:
                 raise UserError(
-                    f"--experiment {self.options.experiment} is a run with other options "
+                    f"--experiment {self.options.experiment} already exists with other options "
                     f"({differing}); give another name, or --overwrite"
                 )
         for runner in self.runners:

@@ -278,7 +278,7 @@ class Step:
     compared_with: str  # the row that its rows are compared with; "" for none
     formats: dict[str, str]  # row -> format name
     description: str
-    is_retrained: bool  # whether its model is trained further under another head
+    is_retrained: bool  # the student is trained from it, so its own predictions do not matter
 
 
 def plan(options: Options) -> list[Step]:

@@ -54,8 +54,8 @@ def check_zeros_kept(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> No
     pruned_sparsity = rows["pruned"]["sparsity"] if "pruned" in rows else 0.0
     if row["sparsity"] < pruned_sparsity - 1e-6:
         raise RuntimeError(
-            f"{row['stage']} has a sparsity of {row['sparsity']:.6f}, the pruned model "
-            f"{pruned_sparsity:.6f}"
+            f"{row['stage']} lost pruned zeros: its sparsity is {row['sparsity']:.6f}, that of the "
+            f"pruned model {pruned_sparsity:.6f}"
         )
 
 

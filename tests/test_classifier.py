@@ -150,7 +150,7 @@ def test_a_pickle_beside_graphs_is_never_opened(model_copy):
     (model_copy / "model.safetensors").rename(weights)
     torch.save(load_file(weights), model_copy / "pytorch_model.bin")
     (model_copy / "stage.json").unlink()
-    with pytest.raises(UserError, match="--engine is torch, but that does not load"):
+    with pytest.raises(UserError, match="--engine is torch, but it failed to load"):
         load(model_copy, "torch", threads=1)
     assert load(model_copy, threads=1).format_name != "torch"
 
@@ -214,7 +214,7 @@ def test_a_format_that_does_not_load_is_skipped_unless_it_is_requested(model_cop
     assert load(model_copy, threads=1).format_name != "onnx/model.onnx"
     assert any("onnx/model.onnx is skipped" in record.getMessage() for record in caplog.records)
     for engine in ("onnx", "onnx/model.onnx"):
-        with pytest.raises(UserError, match="--engine is onnx/model.onnx, but that does not load"):
+        with pytest.raises(UserError, match="--engine is onnx/model.onnx, but it failed to load"):
             load(model_copy, engine)
 
 

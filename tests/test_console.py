@@ -227,7 +227,7 @@ def test_a_refused_directory_gets_no_log(run_main, argv, tmp_path, capsys):
     folder = tmp_path / "models" / "run"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("pipeline: kd_only\n")
-    assert run_main(argv) == 2 and "is a run with other options" in capsys.readouterr().err
+    assert run_main(argv) == 2 and "already exists with other options" in capsys.readouterr().err
     assert not (folder / "run.log").exists()
 
 

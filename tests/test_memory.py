@@ -433,7 +433,8 @@ def test_the_name_of_a_run_with_other_options_is_refused_unless_overwritten(
     )  # as a version without --qat wrote it
     assert run_main(changed) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "--experiment second is a run with other options (--fine_tune_epochs 1, not 2)" in said
+    expected = "already exists with other options (--fine_tune_epochs was 1, now 2)"
+    assert "--experiment second " + expected in said
     assert run_main([*changed, "--overwrite"]) == 0
     assert reused(first_run, "second")["pruned"] is False
 
