@@ -18,21 +18,13 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
-from transformers import (
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from compression_config import Options
 from data import token_lengths
-from runtime.checkpoints import (
-    CHECKPOINTS,
-)
-from runtime.distributed import (
-    process_count,
-)
+from runtime.checkpoints import CHECKPOINTS
+from runtime.distributed import process_count
 
 log = logging.getLogger(__name__)
 

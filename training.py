@@ -48,11 +48,7 @@ from runtime.checkpoints import (
     last_checkpoint,
     read_state,
 )
-from runtime.distributed import (
-    broadcast_from_main,
-    is_main_process,
-    wait_for_everyone,
-)
+from runtime.distributed import broadcast_from_main, is_main_process, wait_for_everyone
 from runtime.files import HISTORY_NAME, write_json
 from task import Task, decide, probabilities
 from trainer import (

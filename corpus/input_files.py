@@ -15,14 +15,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
-from corpus.encodings import (
-    CODECS,
-    OpenText,
-    TextFile,
-    UnreadableFile,
-    detect_encoding,
-    open_text,
-)
+from corpus.encodings import CODECS, OpenText, TextFile, UnreadableFile, detect_encoding, open_text
 from corpus.parquet_rows import open_parquet_rows
 from corpus.row_formats import (
     SAMPLE_CHARS,

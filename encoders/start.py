@@ -15,12 +15,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders.families import encoder_layers, keep_layers_, position_limit, query_key_value
-from encoders.pretrained import (
-    load_pretrained,
-    load_tokenizer,
-    model_without_weights,
-    read_config,
-)
+from encoders.pretrained import load_pretrained, load_tokenizer, model_without_weights, read_config
 from encoders.scratch import scratch_model, train_wordpiece
 from encoders.specs import TEACHER_SPEC, check_spec, is_scratch, scratch_config, teacher_layer_ids
 from runtime.distributed import is_main_process

@@ -16,12 +16,7 @@ from compression_config import PIPELINES, Options
 from encoders.families import ffn_width
 from encoders.pretrained import load_tokenizer, read_config
 from encoders.specs import is_scratch, teacher_layer_ids
-from encoders.start import (
-    check_start,
-    config_value,
-    empty_encoder,
-    has_known_queries,
-)
+from encoders.start import check_start, config_value, empty_encoder, has_known_queries
 from encoders.vocabulary import plain_backend
 from losses import KD_LOSSES
 from pruning import ffn_linears, target_width

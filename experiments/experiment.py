@@ -18,12 +18,7 @@ from corpus.columns import LabeledCorpus
 from data import drop_unusable_rows, label_array, split_corpus
 from encoders.start import start_tokenizer
 from engines.engine import ModelFormat, serving_files
-from experiments.checks import (
-    check_runs,
-    distilling_run,
-    resolve_defaults,
-    with_default_student,
-)
+from experiments.checks import check_runs, distilling_run, resolve_defaults, with_default_student
 from experiments.stages import StageRunner
 from experiments.timing import add_times
 from metrics import interval_of_mean

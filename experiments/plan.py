@@ -1,8 +1,7 @@
 """The stages of a run, as data: adding a stage is one function and one entry in `STAGES`.
 
 `plan(options)` gives the steps of a run in the order in which they are made. A step contains
-everything that distinguishes it from the others, so that the runner is a loop without a condition
-on names.
+everything that distinguishes it from the others, so that the runner is a loop over the steps.
 """
 
 from collections.abc import Callable

@@ -3,14 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from tiny_models import (
-    CONFIGS,
-    MAX_LENGTH,
-    TEXTS,
-    logits_on_disk,
-    replace_config,
-    save_tokenizer,
-)
+from tiny_models import CONFIGS, MAX_LENGTH, TEXTS, logits_on_disk, replace_config, save_tokenizer
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 

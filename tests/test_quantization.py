@@ -41,12 +41,7 @@ from engines.engine import (
 )
 from engines.graphs import write_graphs
 from engines.parameter_counts import count_parameters
-from quantization import (
-    QUANTIZERS,
-    REQUIREMENTS,
-    quantized_formats,
-    unquantizable_linears,
-)
+from quantization import QUANTIZERS, REQUIREMENTS, quantized_formats, unquantizable_linears
 from runtime.errors import UserError, check_installed
 
 

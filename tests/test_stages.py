@@ -9,13 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny_training import (
-    MAX_LENGTH,
-    TASK,
-    soft_splits,
-    tiny_options,
-    write_scratch_model,
-)
+from tiny_training import MAX_LENGTH, TASK, soft_splits, tiny_options, write_scratch_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import distillation
