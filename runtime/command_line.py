@@ -14,6 +14,7 @@ from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
+SEPARATOR = "--"  # argparse takes it for the end of the options, even as a value
 BOOLEANS = {"true": True, "false": False}
 KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 EXCLUDED_FROM_ABLATION = {
@@ -92,10 +93,13 @@ def convert_all(entries: Entries, errors: list[str]) -> dict[str, Any]:
     """Option name -> converted value; error lines for invalid values are appended to `errors`."""
     values = {}
     for name, text in entries.items():
+        declared = OPTIONS[name]
+        if text == [] and not (declared.is_list and declared.choices):
+            text = [SEPARATOR] if declared.is_list else SEPARATOR  # argparse drops it
         try:
             if isinstance(text, list):
                 converted = tuple(convert(name, part) for part in text)
-                values[name] = converted or OPTIONS[name].choices
+                values[name] = converted or declared.choices
             else:
                 values[name] = convert(name, text)
         except UserError as error:

@@ -155,3 +155,11 @@ def test_a_bad_option_exits_with_2_one_line_and_nothing_written(tmp_path, capsys
         and printed.err == "main.py: error: --batch is 0, but must be at least 1\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_two_dashes_as_a_value_are_a_value():
+    with pytest.raises(UserError, match="--accumulate is --, but must be an integer"):
+        parse_options(["--accumulate=--"])
+    assert parse_options(["--text_column=--"]).text_column == "--"
+    assert parse_options(["--label_columns=--"]).label_columns == ("--",)
+    assert parse_options(["--run_ablation"]).run_ablation == tuple(PIPELINES)
