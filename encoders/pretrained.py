@@ -147,8 +147,6 @@ def load_pretrained(
         ) from error
     tokenizer = load_tokenizer(spec, flag)
     tokenizer.model_max_length = max_length
-    # Otherwise this is saved with the tokenizer, and its files would depend on the network.
-    tokenizer.init_kwargs.pop("local_files_only", None)
     return model, tokenizer
 
 

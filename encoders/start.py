@@ -71,6 +71,8 @@ def start_student(
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
     """Write a plain Hugging Face checkpoint in the main process; returns `out_dir`."""
+    # otherwise it is saved, and the bytes depend on whether the hub was reachable
+    tokenizer.init_kwargs.pop("local_files_only", None)
     if is_main_process():
         model.save_pretrained(out_dir)
         tokenizer.save_pretrained(out_dir)
