@@ -26,7 +26,7 @@ def evaluate(
     out_path: Path,
     validation_path: Path | None = None,
 ) -> dict[str, Any]:
-    """Load a format, predict the test split, write the predictions; the row of results without
+    """Load a format, predict the test split, write the predictions; returns the results row without
     times.
 
     `teacher_path` contains the teacher's predictions of the same rows and may equal `out_path`,

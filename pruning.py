@@ -145,7 +145,8 @@ def keep_neurons_(up: nn.Linear, down: nn.Linear, kept: Tensor) -> None:
 
 
 def keep_important_neurons_(model: PreTrainedModel, norms: dict[str, Tensor], width: int) -> None:
-    """Keep the `width` most important neurons of every feed-forward block in place, in their order.
+    """Keep only the `width` most important neurons of every feed-forward block, in place and in
+    order.
 
     `norms` are the input norms of each block's second Linear, by its full name.
     """

@@ -96,7 +96,8 @@ def peak_mib(name: str) -> float:
 
 
 def compare_wanda_time(model: PreTrainedModel) -> bool:
-    """Print the time of Wanda and of bare forward passes; whether the ratio is within its limit."""
+    """Print the time of Wanda and of plain forward passes; returns whether the ratio is within
+    its limit."""
     batches = random_batches()
     best_s = dict.fromkeys(CALLS, float("inf"))
     for _ in range(ROUNDS):
@@ -135,7 +136,8 @@ def directory_mb(directory: Path) -> float:
 def compare_trimming(
     name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, rule: str
 ) -> bool:
-    """Print seconds of the stage `trim` and bytes before and after; whether it is fast enough."""
+    """Print seconds of the stage `trim` and bytes before and after; returns whether it is fast
+    enough."""
     with tempfile.TemporaryDirectory() as folder:
         original_dir = Path(folder) / "original"
         trimmed_dir = Path(folder) / "trimmed"

@@ -224,7 +224,7 @@ def matmul_peak(dtype: torch.dtype) -> float:
 
 
 def print_speed(setup: Setup, epoch_s: float) -> None:
-    """Print tokens per second, and the encoder's products as a fraction of the bf16 matmul peak.
+    """Print tokens/s, and the FLOP/s of the encoder's Linears as a fraction of the matmul peak.
 
     A weight costs 6 FLOP per token: 2 in the forward pass and 4 in the backward pass.
     """
@@ -248,21 +248,22 @@ def print_speed(setup: Setup, epoch_s: float) -> None:
 
 
 def check_at_most(name: str, ratio: float, limit: float) -> bool:
-    """Print a ratio and its limit; whether it is met."""
+    """Print a ratio and its limit; returns whether it is met."""
     is_met = ratio <= limit
     print(f"{name}: {ratio:.2f} (at most {limit}) {'ok' if is_met else 'MISSED'}", flush=True)
     return is_met
 
 
 def check_at_least(name: str, ratio: float, limit: float) -> bool:
-    """Print a ratio and its limit; whether it is met."""
+    """Print a ratio and its limit; returns whether it is met."""
     is_met = ratio >= limit
     print(f"{name}: {ratio:.2f} (at least {limit}) {'ok' if is_met else 'MISSED'}", flush=True)
     return is_met
 
 
 def compare_epochs(setup: Setup) -> bool:
-    """Distillation against plain fine-tuning and the Trainer's defaults; whether limits are met."""
+    """Distillation against plain fine-tuning and the Trainer's defaults; returns whether the
+    limits are met."""
     soft_loss = partial(
         distillation_loss,
         alpha=setup.options.kd_alpha,
@@ -301,7 +302,8 @@ def compare_epochs(setup: Setup) -> bool:
 
 
 def compare_loops(setup: Setup, folder: Path) -> bool:
-    """Distillation against the textbook loop, in time and macro-F1; whether the limit is met."""
+    """Distillation against the textbook loop, in time and macro-F1; returns whether the limit is
+    met."""
     directories = {"distillation": folder / "distillation", "textbook": folder / "textbook"}
     distillation_s = run_distillation(setup, directories["distillation"])
     textbook_s = run_textbook(setup, directories["textbook"])

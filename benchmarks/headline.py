@@ -109,7 +109,7 @@ class Line:
 
 
 def run_recipe(argv: list[str]) -> Any:
-    """Run the stages of one run without timing them; its `StageRunner`."""
+    """Run the stages of one run without timing them; returns its `StageRunner`."""
     from corpus.columns import read_corpus
     from experiments.experiment import open_experiments
     from runtime.logs import log_to_files
@@ -289,7 +289,7 @@ def make_section(
     peers_dir: Path,
     options: argparse.Namespace,
 ) -> str:
-    """Run everything on one file; its section of the page."""
+    """Run all recipes on one file; returns its section of the page."""
     first_seed, *more_seeds = options.seeds
     results = [run_seed(recipes, common, first_seed)]
     add_peers(results[0], peers_dir)
@@ -337,7 +337,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all recipes on the given files, print the tables, and write them into the page."""
+    """Run all recipes on the given files, print the tables, and write them to
+    docs/benchmarks.md."""
     options = parse_arguments(argv)
     output_dir = options.output_dir
     common = ["--output_dir", str(output_dir), "--device", "cpu", "--overwrite"]

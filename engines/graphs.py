@@ -156,7 +156,7 @@ def copy_onnx(
 def quantize_onnx_dynamic(
     source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Int8 weights, per channel in products; activations are quantized at run time."""
+    """Int8 weights, per channel in MatMuls; activations are quantized at run time."""
     from onnxruntime.quantization import quantize_dynamic
 
     with suppress_output():
@@ -173,9 +173,9 @@ def quantize_onnx_dynamic(
 def quantize_onnx_static(
     source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Int8 weights, per channel in products; activation ranges are fixed by calibration.
+    """Int8 weights, per channel in MatMuls; activation ranges are fixed by calibration.
 
-    The outputs of products stay in float: a few large values would dominate their scale.
+    The outputs of MatMuls stay in float: a few large values would dominate their scale.
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -258,7 +258,7 @@ def quantize_onnx_int4(
 
 
 def has_vnni() -> bool:
-    """Whether int8 products of this CPU do not saturate; False if its features are unknown."""
+    """Whether int8 MatMuls of this CPU do not saturate; False if its features are unknown."""
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu.instruction_sets())
 
 
@@ -323,7 +323,7 @@ def quantize_openvino_int8(
 def quantize_openvino_int4(
     source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
-    """Weights of products and embeddings in 4 bits, one scale per 64.
+    """Weights of MatMuls and embeddings in 4 bits, one scale per 64.
 
     If 64 does not divide the width of a layer, a smaller group is used, or 8 bits if none fits.
     """

@@ -152,7 +152,7 @@ def time_formats(
 
 @contextmanager
 def engine_processes(engines: set[str]) -> Iterator[dict[str, Call]]:
-    """Engine -> the `call` of a worker process of its own."""
+    """Engine -> the `call` of its own worker process."""
     from runtime.worker import measuring_process
 
     with ExitStack() as stack:
@@ -253,7 +253,8 @@ def prepare_format(
     threads: int,
     device: str,
 ) -> list[str]:
-    """Load a format into this process and tokenize its inputs; the kinds of input to time it on.
+    """Load a format into this process and tokenize its inputs; returns the kinds of input to time
+    it on.
 
     Fixed lengths above `max_length` are left out, and for the linear baseline all fixed lengths and
     the tokenization.

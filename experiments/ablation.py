@@ -65,7 +65,7 @@ def common_options(experiments: list[Experiment]) -> dict[str, Any]:
 
 def write_ablation(experiments: list[Experiment], results_rows: list[Rows]) -> Rows:
     """Write the rows of all pipelines into `compressed_models/ablation_<data set>_<digest>/`;
-    the rows."""
+    returns the rows."""
     names = [experiment.options.experiment for experiment in experiments]
     rows = ablation_rows(experiments, results_rows)
     dataset = safe_stem(experiments[0].options.dataset_path)

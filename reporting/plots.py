@@ -191,7 +191,7 @@ def place_labels_(axes: Axes, points: list[Point], labeled: list[Point]) -> None
 
 
 def place_label_(axes: Axes, point: Point, occupied: list[Bbox]) -> Bbox | None:
-    """Add the label of a point at the first free place; its extent, or None if there is no
+    """Add the label of a point at the first free place; returns its extent, or None if there is no
     place."""
     frame = axes.get_window_extent()
     for distance in LABEL_DISTANCES:

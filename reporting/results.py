@@ -229,7 +229,8 @@ def ratio_text(ratio: float, above: str, below: str, equal: str) -> str:
 def points_text(row: Row) -> str:
     """Points of macro-F1 gained over the teacher or lost to it, with the 95 % interval.
 
-    The interval has the sign of the word: a negative end means the opposite.
+    Its ends have the sign of the word: `0.7 points lost [-1.8, 3.2]` is 1.8 points gained to 3.2
+    lost.
     """
     points = round(100 * row["delta_macro_f1"], 1)
     sign = 1

@@ -42,14 +42,13 @@ def is_caught(fault: Fault, copy: Path) -> bool:
         text=True,
     )
     path.write_text(original, encoding="utf-8")
-    if done.returncode not in (0, 1):  # neither passed nor failed: the tests did not run
-        output = done.stdout[-2000:]
-        raise SystemExit(f"{fault.name}: pytest could not run {fault.tests}\n{output}")
+    if done.returncode not in (0, 1):  # neither passed nor failed: no test was run
+        print(f"{fault.name}: pytest could not run {fault.tests}\n{done.stdout[-500:]}", flush=True)
     return done.returncode == 1
 
 
 def check_faults(faults: list[Fault], jobs: int) -> int:
-    """Try the faults in `jobs` copies of the project; the number that was missed."""
+    """Try the faults in `jobs` copies of the project; returns the number missed."""
     missed = 0
     with tempfile.TemporaryDirectory() as directory:
         copies: Queue[Path] = Queue()

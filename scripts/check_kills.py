@@ -94,7 +94,7 @@ def read_metrics(output: Path) -> dict[str, dict[str, Any]]:
 def kill_repeatedly(
     output: Path, main_options: list[str], max_kills: int, duration_s: float
 ) -> int:
-    """Kill and restart the run up to `max_kills` times; the number of kills.
+    """Kill and restart the run up to `max_kills` times; returns the number of kills.
 
     A run that ends before its kill does not count; the number of attempts is limited.
     """

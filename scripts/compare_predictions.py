@@ -44,7 +44,7 @@ def read_predictions(path: str) -> Predictions:
 
 
 def compare_pair(path: str, baseline_path: str) -> float:
-    """Print the comparison of one pair; the difference of macro-F1 as a fraction."""
+    """Print the comparison of one pair; returns the macro-F1 difference as a fraction."""
     model = read_predictions(path)
     baseline = read_predictions(baseline_path)
     if not np.array_equal(model.ids, baseline.ids):

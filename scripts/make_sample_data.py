@@ -235,7 +235,7 @@ def wish(rng: random.Random) -> Comment:
 
 
 def deny_or_stress(rng: random.Random, quality: str, *, is_denial: bool) -> str:
-    """Not at all ..., or very ..."""
+    """The quality, denied (`not at all`) or intensified (`very`)."""
     if is_denial:
         return f"মোটেই {quality} না"
     return f"{rng.choice(WORDS.degrees)} {quality}"

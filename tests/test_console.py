@@ -77,8 +77,7 @@ def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
     assert run_main(argv) == 0
     shown = capsys.readouterr().err
     assert (
-        "stage teacher: fine-tune scratch:1x64 on the labels, up to 2 epochs: the reference"
-        in shown
+        "stage teacher: fine-tune scratch:1x64 on the labels, up to 2 epochs: the baseline" in shown
     )
     assert "stage linear: fit TF-IDF and logistic regression: the baseline" in shown
     assert re.search(

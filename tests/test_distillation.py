@@ -1,5 +1,4 @@
-"""Losses on states against values computed by hand and independent implementations; the teacher
-beside the student; teacher outputs."""
+"""State losses against values computed by hand and independent implementations; teacher outputs."""
 
 import json
 import math

@@ -289,8 +289,8 @@ def test_the_archive_has_the_artifact_and_is_smaller_for_pruned_weights(finished
     document, _ = read_results(output, artifact.name)
     rows = {row["stage"]: row for row in document["rows"]}
     with (
-        zstandard.open(f"{artifact}.tar.zst", "rb") as packed,
-        tarfile.open(fileobj=packed, mode="r|") as bundle,
+        zstandard.open(f"{artifact}.tar.zst", "rb") as compressed,
+        tarfile.open(fileobj=compressed, mode="r|") as bundle,
     ):
         held = {entry.name: bundle.extractfile(entry).read() for entry in bundle}
     assert held == {

@@ -185,7 +185,7 @@ def test_a_run_trains_a_pruned_student_for_8_bits(tiny_csv, tmp_path, run_main, 
         "--qat_epochs",
         "2",
         "--batch",
-        "8",  # enough steps to move pruned weights off zero if nothing holds them
+        "8",  # enough steps to move pruned weights off zero if nothing keeps them at zero
         "--export",
         "onnx",
         "--output_dir",

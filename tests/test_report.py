@@ -174,7 +174,7 @@ def test_a_page_shows_command_versions_plots_and_audit(real_run):
     assert ["rows", "160", ""] in parsed.tables[4]
 
 
-def test_page_and_history_count_in_no_size_and_no_fingerprint(real_run):
+def test_page_and_history_are_excluded_from_sizes_and_fingerprints(real_run):
     document, _ = read(real_run)
     for row in document["rows"]:
         assert "report.html" not in row["files"] and "history" not in row["files"]

@@ -34,7 +34,7 @@ FAULTS = (
         file="encoders/scratch.py",
         old="[*SPECIAL_TOKENS.values(), *continuation_tokens(texts, trained)]",
         new="[*SPECIAL_TOKENS.values()]",
-        tests="tests/test_memory.py -k goes_on",
+        tests="tests/test_memory.py -k resumes_to_the_same",
     ),
     # Calibration
     Fault(

@@ -82,7 +82,7 @@ FAULTS = (
         file=RUNNER,
         old='drop = parent["validation_macro_f1"] - row["validation_macro_f1"]',
         new='drop = row["validation_macro_f1"] - parent["validation_macro_f1"]',
-        tests="tests/test_gate.py -k collapses",
+        tests="tests/test_gate.py -k loses_too_much",
     ),
     Fault(
         name="an inverted compression ratio",
@@ -180,7 +180,7 @@ FAULTS = (
         file="runtime/artifacts.py",
         old='    HISTORY_NAME,\n    "results_final.csv"',
         new='    "results_final.csv"',
-        tests="tests/test_report.py -k neither_bytes",
+        tests="tests/test_report.py -k excluded_from_sizes",
     ),
     Fault(
         name="each run overwrites the log",
