@@ -92,7 +92,7 @@ def formats_to_time(directory: Path, max_length: int) -> list[str]:
 
 
 def check_transformer(directory: Path, max_length: int) -> None:
-    """UserError if a transformer lacks config or tokenizer, or reads fewer than `max_length`
+    """Raise UserError if a transformer lacks config or tokenizer, or reads fewer than `max_length`
     tokens."""
     from transformers import AutoConfig
 

@@ -142,7 +142,7 @@ class Options:
     prune_method: str = option("magnitude", "pruning score", MAIN, choices=("magnitude", "wanda"))
     prune_sparsity: float = option(
         0.4,
-        "fraction of the weights in each row of the encoder's Linears to set to zero",
+        "fraction of the weights to set to zero in each row of the encoder's linear layers",
         MAIN,
         rule=FRACTION_BELOW_ONE,
     )
@@ -174,7 +174,9 @@ class Options:
         False, "also train the same student without a teacher, for comparison", PIPELINE
     )
     tune_threshold: bool = option(
-        False, "choose decision thresholds on validation and fold them into the head", PIPELINE
+        False,
+        "choose decision thresholds on the validation set and fold them into the head",
+        PIPELINE,
     )
 
     validation_path: str | None = option(None, "file with the validation rows", DATA, auto="none")
@@ -216,7 +218,7 @@ class Options:
     )
     num_folds: int | None = option(
         None,
-        "folds of a cross-validation, each with its own teacher; adds a mean row",
+        "number of cross-validation folds, each with its own teacher; adds a mean row",
         DATA,
         rule=TWO_OR_MORE,
         auto="none",
@@ -321,11 +323,11 @@ class Options:
         choices=("oneshot", "cubic"),
     )
     prune_layers: str = option(
-        "all", "encoder Linears to prune", PRUNING, choices=("all", "attention", "ffn")
+        "all", "encoder linear layers to prune", PRUNING, choices=("all", "attention", "ffn")
     )
     calibration_samples: int = option(
         512,
-        "training texts for calibration in --ffn_width, Wanda and static quantization",
+        "number of training texts to calibrate --ffn_width, Wanda and static quantization",
         PRUNING,
         rule=POSITIVE,
     )
@@ -370,7 +372,7 @@ class Options:
     output_dir: str = option(".", "parent directory of models/ and compressed_models/", OUTPUT)
     audit: bool = option(False, "only audit the data: print the findings and train nothing", OUTPUT)
     reuse: str | None = option(
-        None, "directory that is also searched for finished stages", OUTPUT, auto="none"
+        None, "additional directory to search for finished stages to reuse", OUTPUT, auto="none"
     )
     overwrite: bool = option(False, "replace a run of the same name that had other options", OUTPUT)
     no_examples: bool = option(False, "leave test texts out of report.html", OUTPUT)

@@ -215,7 +215,7 @@ def load_splits(options: Options) -> tuple[DatasetDict, Task, dict[str, Any]]:
 
 
 def check_splits(splits: DatasetDict, task: Task) -> None:
-    """UserError if a split lacks a label, which then could not be learned or measured."""
+    """Raise UserError if a split lacks a label, which then could not be learned or measured."""
     for name, split in splits.items():
         labels = label_array(split)
         present = (labels.sum(axis=0) > 0).sum() if task.multi_label else len(np.unique(labels))

@@ -160,7 +160,7 @@ class StateRecorder:
 
 
 class LiveStateLoss:
-    """The losses on states of a batch that the student has just processed.
+    """Losses that compare the student's states with the teacher's on the batch just processed.
 
     A call runs the teacher on the batch. `names` are keys of STATE_LOSSES. If the widths of the
     hidden states differ, the student gets a trainable `kd_project`, one Linear per layer, which

@@ -121,7 +121,7 @@ def export(
 
 
 def write_compact_json(model_in: Path, out_dir: Path) -> None:
-    """Copy config and tokenizer without whitespace, which counts in a small model."""
+    """Copy config and tokenizer as JSON without whitespace, which matters for a small model."""
     for path in [model_in / "config.json", *tokenizer_files(model_in)]:
         content = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))

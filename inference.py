@@ -299,7 +299,7 @@ def is_table_with(path: str, column: str | None) -> bool:
 
 
 def run_job(options: argparse.Namespace) -> Summary:
-    """Label the input to the output."""
+    """Label the rows of the input and write them to the output."""
     model_dir = Path(options.model)
     servable_formats(model_dir, options.engine)
     trained_on = read_stage_record(model_dir).get("text_column")

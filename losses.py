@@ -16,7 +16,7 @@ from task import NO_LABEL
 
 
 class States(NamedTuple):
-    """What the losses on states compare of a batch, for the student or the teacher.
+    """The tensors of a batch that the state losses compare, of the student or the teacher.
 
     `hidden`: outputs [rows, tokens, width] of paired layers; the student's are projected to the
     teacher's width.

@@ -1,6 +1,6 @@
 """Compress a text classifier from the command line: options -> data -> plan -> run -> table.
 
-`--help` and every error in the options are answered before anything heavy is imported.
+`--help` is printed and errors in the options are reported before any heavy import.
 """
 
 from __future__ import annotations

@@ -359,7 +359,7 @@ def best_threshold(scores: ndarray, positives: ndarray, *, average_classes: bool
 
 
 def tune_thresholds(probabilities: ndarray, labels: ndarray, multi_label: bool) -> list[float]:
-    """The thresholds above which a probability [rows, labels] decides for its label.
+    """The thresholds above which a label is predicted, given probabilities [rows, labels].
 
     Two classes: one threshold on the second class, of best macro-F1. Multi-label: one threshold
     for each label, of best F1.

@@ -265,7 +265,7 @@ class Pruner:
         prune_(self.linears, self.method, sparsity, self.norms)
 
     def check(self, weights: Iterable[Tensor], when: str) -> None:
-        """RuntimeError if the weights have fewer zeros than the final sparsity requires."""
+        """Raise RuntimeError if the weights have fewer zeros than the final sparsity requires."""
         required = required_zeros(self.linears, self.target_sparsity)
         check_zero_count(count_zeros(weights), required, when)
 

@@ -32,7 +32,7 @@ def build_parser() -> ArgumentParser:
         "--html",
         type=Path,
         metavar="FILE",
-        help="write one page that compares the runs instead",
+        help="write an HTML page that compares the runs to FILE instead of printing tables",
     )
     return parser
 

@@ -119,7 +119,7 @@ def train_(
     trainer.add_callback(EpochLogger())
     last = last_checkpoint(work_dir / CHECKPOINTS)
     log.debug(
-        "%d training and %d validation rows, learning rate %g, %s on %s, resuming from %s",
+        "%d training and %d validation rows, learning rate %g, %s on %s, checkpoint: %s",
         len(train_tokens),
         len(validation_tokens),
         settings.learning_rate,

@@ -1,4 +1,5 @@
-"""Latency of the exported int8 formats against what a user would serve the same model with.
+"""Latency of the exported int8 formats compared with common alternatives for serving the same
+model.
 
 `python -m benchmarks.bench_engines FILE [--out DIR] [--rounds 12] [--shapes minilm bert-base]
 [--threads 1 2]`. The models have random weights: weights and quantization ranges do not change a

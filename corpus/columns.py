@@ -275,7 +275,7 @@ def read_task(table: pa.Table, names: tuple[str, ...]) -> tuple[Task, np.ndarray
 
 
 def label_patterns(labels: np.ndarray) -> np.ndarray:
-    """An id [rows] of each row's label, or of its combination of labels ."""
+    """An id [rows] of each row's label, or of its combination of labels."""
     if labels.ndim == 1:
         return labels
     return np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(labels))

@@ -164,7 +164,7 @@ def guess_encoding(head: bytes) -> tuple[str, int]:
 
 
 def check_signature(head: bytes) -> None:
-    """UnreadableFile if the first bytes are those of a file type that is not text."""
+    """Raise UnreadableFile if the first bytes are those of a file type that is not text."""
     for signature, file_type in FOREIGN_SIGNATURES.items():
         if head.startswith(signature):
             raise UnreadableFile(f"it is {file_type}")

@@ -62,7 +62,7 @@ def find_format(path: Path) -> tuple[str, str | None]:
 
 
 def check_file(path: Path) -> None:
-    """UnreadableFile if there is no file, or if it is empty."""
+    """Raise UnreadableFile if there is no file, or if it is empty."""
     if path.is_dir():
         raise UnreadableFile("that is a directory")
     if not path.is_file():
@@ -73,7 +73,7 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def reading_errors(flag: str, path: str) -> Iterator[None]:
-    """Raise what prevents reading a file as a UserError of one line."""
+    """Convert errors that occur while reading a file to a one-line UserError."""
     try:
         yield
         return
@@ -85,7 +85,7 @@ def reading_errors(flag: str, path: str) -> Iterator[None]:
 
 
 def guarded(rows: Iterator[Row], flag: str, path: str) -> Iterator[Row]:
-    """The same rows; what prevents reading more of them is raised as a UserError."""
+    """The same rows; errors while reading them are raised as UserError."""
     with reading_errors(flag, path):
         yield from rows
 

@@ -19,7 +19,7 @@ BATCH_ROWS = 4096
 
 @contextmanager
 def arrow_errors() -> Iterator[None]:
-    """Errors of pyarrow in the block as UnreadableFile."""
+    """Convert pyarrow errors raised in the block to UnreadableFile."""
     import pyarrow as pa
 
     try:

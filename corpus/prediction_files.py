@@ -242,7 +242,7 @@ class ParquetWriter:
 
 
 def parquet_text(value: Any) -> str | None:
-    """A value of a text format as a text that UTF-8 can encode."""
+    """A value from a text format as a string that UTF-8 can encode."""
     text = as_text(value)
     return None if text is None else replace_surrogates(text)
 
@@ -275,7 +275,7 @@ def compress(partial: Path, finished: Path, codec: str) -> None:
 
 
 def finish_output(partial: Path, output: Path, output_format: str, codec: str | None) -> None:
-    """Make a complete partial output the output; the output is replaced or left as it was."""
+    """Convert a completely written partial file and move it to `output`, atomically."""
     finished = partial
     if output_format == "parquet" or codec:
         finished = partial.with_name(f"{partial.name}.finished")

@@ -57,7 +57,8 @@ def plain_text(value: Any, name: str) -> str | None:
 
 
 def check_surrogates(values: dict[str, str | None]) -> None:
-    """UnreadableFile if a key or a value has half a surrogate pair, which UTF-8 cannot encode."""
+    """Raise UnreadableFile if a key or a value has half a surrogate pair, which UTF-8 cannot
+    encode."""
     texts = [*values, *filter(None, values.values())]
     try:
         "".join(texts).encode()
@@ -103,7 +104,8 @@ def text_tables(path: str, flag: str, file_format: str | None) -> Iterator[pa.Ta
 
 
 def casts_to_text(file: pq.ParquetFile, field: pa.Field) -> bool:
-    """Whether every value of a column can be cast to text; of binary columns, the values decide."""
+    """Whether every value of a column can be cast to text, judged by its type, or by its values
+    if it is binary."""
     if pa.types.is_nested(field.type):
         return False
     is_binary = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)

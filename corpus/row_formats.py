@@ -22,7 +22,7 @@ MAX_CELL_CHARS = 2**24  # a quote that is still open after so many characters is
 
 
 class Row(NamedTuple):
-    """One row. Its values by column, or None if it cannot be parsed, and why."""
+    """One row: its values by column, or None and the reason if it cannot be parsed."""
 
     number: int  # of its first line, counted from 1; in a JSON array or Parquet, of the row
     size: int  # characters, approximately
@@ -89,7 +89,7 @@ def clean_column_names(names: Iterable[str]) -> list[str]:
 
 
 def delimiter_score(rows: list[list[str]]) -> tuple[bool, int, int]:
-    """How well a delimiter fits, for comparison: the rows that are as wide as the header count."""
+    """A sort key for delimiters: rows with as many fields as the header add to it."""
     if not rows:
         return False, 0, 0
     width = len(rows[0])
@@ -172,7 +172,7 @@ def long_csv_cells() -> Iterator[None]:
 
 
 def open_csv_rows(text: OpenText, sample: str | None) -> RowFile:
-    """The rows of a CSV, whose header is read; without a sample, the header shows the delimiter."""
+    """Read the header of a CSV; the delimiter is detected from `sample`, or else the header."""
     lines = RowLines(text.lines)
     is_cut = sample is not None and len(sample) == SAMPLE_CHARS
     if sample is None:

@@ -36,7 +36,7 @@ def map_chunks(
 
 
 def replace_matches(texts: pa.Array, needle: str, pattern: str, replacement: str) -> pa.Array:
-    """Replace `pattern` in the texts that match `needle`, because matching is much cheaper."""
+    """Replace `pattern`, but only in texts that match `needle`: matching is much cheaper."""
     is_match = pc.match_substring_regex(texts, needle)
     if not pc.any(is_match).as_py():
         return texts

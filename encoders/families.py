@@ -84,7 +84,8 @@ def ffn_width_key(config: PretrainedConfig) -> str:
 def keep_layers_(model: PreTrainedModel, layer_ids: list[int]) -> None:
     """Drop every encoder layer except `layer_ids`, in place, and update the config.
 
-    ALBERT runs one shared layer several times: its weights stay, the number of runs changes.
+    ALBERT runs one shared layer several times: its weights are kept, and only the number of runs
+    changes.
     """
     name, layers = encoder_layers(model)
     is_shared = len(layers) != model.config.num_hidden_layers

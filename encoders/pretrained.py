@@ -61,7 +61,8 @@ def is_local_only(spec: str) -> bool:
 
 @cache
 def read_config(spec: str, flag: str) -> PretrainedConfig:
-    """The config of a hub name or directory; UserError if it is unreadable or no encoder's."""
+    """The config of a hub name or directory; UserError if it is unreadable or not that of an
+    encoder."""
     is_on_disk = Path(spec).exists()
     if is_on_disk:
         check_directory(spec, flag)
@@ -75,8 +76,8 @@ def read_config(spec: str, flag: str) -> PretrainedConfig:
         else:
             reason = "neither a local directory nor a model that the hub provides now"
         raise UserError(
-            f"{flag} is {spec}, {reason}; give a hub name (with network), a model directory, "
-            "or scratch:4x256"
+            f"{flag} is {spec}, {reason}; give a hub name (needs network access), a model "
+            "directory, or scratch:4x256"
         ) from error
     check_encoder(config, spec, flag)
     return config

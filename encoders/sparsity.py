@@ -38,7 +38,7 @@ def sparsity(linears: dict[str, nn.Linear]) -> float:
 
 
 def check_zero_count(zeros: int, required: int, when: str) -> None:
-    """RuntimeError if there are fewer zeros than required; `when` completes the message."""
+    """Raise RuntimeError if there are fewer zeros than required; `when` completes the message."""
     if zeros < required:
         raise RuntimeError(
             f"the sparsity is too low: {zeros} zeros {when}, but at least {required} are required"

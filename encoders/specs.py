@@ -108,7 +108,7 @@ def check_spec(spec: str, flag: str) -> None:
 
 
 def check_specs(runs: list[Options]) -> None:
-    """UserError with everything that is wrong with the specs of a teacher and a student."""
+    """Raise UserError with everything that is wrong with the specs of a teacher and a student."""
     errors = ErrorCollector()
     with errors:
         check_spec(runs[0].teacher_path, "--teacher_path")

@@ -54,8 +54,8 @@ def start_student(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The initial student with a head for `task`.
 
-    `teacher:N` has layers, embeddings, head and tokenizer of the teacher in `teacher_dir`.
-    `scratch:LxH` trains a tokenizer on `texts`, or has the teacher's if not `own_tokenizer`.
+    `teacher:N` takes its layers, embeddings, head and tokenizer from the teacher in `teacher_dir`.
+    `scratch:LxH` trains a tokenizer on `texts`, or uses the teacher's if `own_tokenizer` is False.
     """
     if is_scratch(spec):
         tokenizer = None

@@ -165,7 +165,8 @@ def unknown_rate(backend: Tokenizer, chunks: Iterable[list[str]]) -> float:
 def check_same_tokens(
     before: Tokenizer, after: Tokenizer, kept_ids: list[int], chunks: Iterable[list[str]]
 ) -> None:
-    """RuntimeError if the trimmed tokenizer tokenizes a text differently than the original one.
+    """Raise RuntimeError if the trimmed tokenizer tokenizes a text differently than the original
+    one.
 
     Ids are compared, not tokens: an unknown Unigram token is shown as the text that it replaces.
     """

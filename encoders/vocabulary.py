@@ -89,7 +89,7 @@ def unknown_token(backend: Tokenizer) -> str | None:
 
 
 def token_mark(backend: Tokenizer) -> str:
-    """The mark in front of some tokens: of WordPiece inside a word, of Unigram at its beginning."""
+    """The prefix of tokens inside a word (WordPiece) or at its beginning (Unigram)."""
     kind = model_kind(backend)
     if kind == "WordPiece":
         return backend.model.continuing_subword_prefix
@@ -145,7 +145,7 @@ def longest_match(
 
 
 class VocabularyUsage:
-    """What texts use of a vocabulary; `add` counts more texts.
+    """How often texts use each token of a vocabulary; `add` counts further texts.
 
     `counts` [tokens] are the occurrences of each token, `characters` those of each character of the
     normalized texts, `unknown_word_pieces` the ids of the tokens that WordPiece matches in words
@@ -225,7 +225,7 @@ def character_ids(backend: Tokenizer, characters: Iterable[str]) -> list[int]:
 
 
 def required_tokens(backend: Tokenizer) -> set[int]:
-    """Ids that are kept whatever the texts use.
+    """Ids of the tokens that are kept regardless of the texts.
 
     These are added tokens, special ones among them, byte tokens, the unknown token, and what the
     tokenizer model needs (see above).

@@ -104,7 +104,7 @@ def workload_seconds(seconds: np.ndarray) -> float:
 
 
 def compare_pair(first: LoadedCandidate, second: LoadedCandidate) -> tuple[LoadedCandidate, float]:
-    """The faster of two candidates and its texts per second, by the minimum of each time."""
+    """The faster candidate and its texts per second, from the fastest pass of each batch."""
     first_seconds = time_passes(first)  # warm-up
     second_seconds = time_passes(second)
     end = time.perf_counter() + PAIR_BUDGET_S
@@ -216,7 +216,7 @@ def read_choices() -> dict[str, list]:
 
 
 def save_choice(key: str, choice: Candidate) -> None:
-    """Add a choice to the newest MAX_CHOICES in the cache, if the cache can be written."""
+    """Add a choice to the cache, if it is writable, and keep only the newest MAX_CHOICES."""
     choices = read_choices()
     choices[key] = list(choice)
     newest = list(choices.items())[-MAX_CHOICES:]

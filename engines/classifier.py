@@ -156,7 +156,7 @@ def read_stage_record(model_dir: Path) -> dict[str, Any]:
 
 
 def check_has_formats(model_dir: Path, format_names: list[str]) -> None:
-    """UserError if there is no format besides pickles, such as the linear baseline."""
+    """Raise UserError if there is no format besides pickles, such as the linear baseline."""
     if format_names:
         return
     pickles = set()

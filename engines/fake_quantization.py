@@ -4,7 +4,7 @@ The grids are those of the Linear layers in the exported formats, or close to th
 
 - 8 bits: weights have one scale per output row, the largest absolute value divided by 127;
   activations have 256 steps between their minimum and maximum.
-- 4 bits: groups of 64 weights of a row share a scale, and the weight of the largest absolute
+- 4 bits: groups of 64 weights of a row share a scale, and the weight with the largest absolute
   value, positive or negative, is mapped to -8 (`INT4_SYM` of NNCF). Rows whose width is not
   divisible by 32 use the 8-bit grid.
 
@@ -88,9 +88,10 @@ class StraightThroughEstimator(nn.Module):
 
 
 def prepare_qat_(model: nn.Module, bits: int) -> None:
-    """Replace every Linear and Embedding by one that fake-quantizes its weight, in place.
+    """Replace every Linear and Embedding with one that fake-quantizes its weight, in place.
 
-    With 8 bits the inputs of Linears are fake-quantized too. The names of the weights stay.
+    With 8 bits the inputs of Linears are fake-quantized too. The names of the weights do not
+    change.
     """
     # torchao's prototype API: the fake-quantized modules are not part of its stable interface.
     from torchao.quantization.qat.embedding import FakeQuantizedEmbedding

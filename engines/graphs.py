@@ -258,7 +258,8 @@ def quantize_onnx_int4(
 
 
 def has_vnni() -> bool:
-    """Whether int8 MatMuls of this CPU do not saturate; False if its features are unknown."""
+    """Whether this CPU computes int8 MatMuls without saturation; False if its features are
+    unknown."""
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu.instruction_sets())
 
 

@@ -277,7 +277,7 @@ def prepare_format(
 
 
 def forward_call(engine: Engine, texts: list[str], tokens: int | None) -> Callable[[], object]:
-    """The forward pass of the tokenized texts, without arguments."""
+    """A function without arguments that runs the forward pass on the tokenized texts."""
     return partial(engine.forward, cut_to_length(engine.encode(texts), tokens))
 
 
@@ -371,8 +371,8 @@ def wait_until_idle() -> None:
     """Wait until the thread pools of this process sleep, at most half a second.
 
     After a pass, threads of ONNX Runtime spin for 34 ms and those of OpenMP for 3-7 ms (measured;
-    longer on some CPUs) and would take a core from the next engine. The settings of the engines
-    stay as users have them.
+    longer on some CPUs) and would take a core from the next engine. The engines keep their default
+    settings, as in normal use.
     """
     for _ in range(MAX_IDLE_CHECKS):
         used_s = time.process_time()

@@ -59,7 +59,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def check_reporting(tracker: str) -> None:
-    """UserError if `--report_to` names a tracker that the Trainer cannot use here."""
+    """Raise UserError if `--report_to` names a tracker that the Trainer cannot use here."""
     for callback in get_reporting_integration_callbacks(tracker):
         try:
             callback()
@@ -200,7 +200,7 @@ def check_shapes(options: Options) -> None:
         own_width = ffn_width(model.config)
     width = target_width(options.ffn_width, own_width)
     if width > own_width:
-        raise UserError(f"--ffn_width is {width}, but {spec} has {own_width} neurons a layer")
+        raise UserError(f"--ffn_width is {width}, but {spec} has {own_width} neurons per layer")
 
 
 def distilling_run(runs: list[Options]) -> Options:

@@ -88,8 +88,7 @@ def load_tokenizers(options: Options, corpus: LabeledCorpus) -> dict[str, Any]:
 
 
 def with_drift_sides(splits: DatasetDict, drifts: list[dict[str, Any]]) -> DatasetDict:
-    """The splits, with a column `rows` in test: the side of the largest label drift that a row
-    is on."""
+    """The splits; `rows` in test tells whether a row is before or after the largest label drift."""
     if not drifts:
         return splits
     last_row = drifts[0]["last_row"]

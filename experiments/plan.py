@@ -207,9 +207,9 @@ STAGES = (
             "prune_layers",
             "fine_tune_epochs",
         ),
-        description="prune encoder Linears ({prune_layers}) to a sparsity of {prune_sparsity:g} by "
+        description="prune linear layers ({prune_layers}) to a sparsity of {prune_sparsity:g} by "
         "{prune_method}, then fine-tune up to {fine_tune_epochs} epochs: zeros compress well",
-        description_untrained="prune encoder Linears ({prune_layers}) to a sparsity of "
+        description_untrained="prune linear layers ({prune_layers}) to a sparsity of "
         "{prune_sparsity:g} by {prune_method}, without recovery: zeros compress well",
         row="pruned",
         in_pipeline="prune",
@@ -237,8 +237,8 @@ STAGES = (
         tune_decision_thresholds,
         Role.MODEL,
         options=COMPUTE_OPTIONS,
-        description="choose decision thresholds on validation: one half is not always the best "
-        "for macro-F1",
+        description="choose decision thresholds on validation: 0.5 is not always the best "
+        "threshold for macro-F1",
         row="tuned",
         asked_by=("tune_threshold",),
     ),
@@ -247,7 +247,7 @@ STAGES = (
         quantize,
         Role.FORMAT,
         options=(*GATE_OPTIONS, "quant_method"),
-        description="quantize, --quant_method {quant_method}: fewer bits are fewer bytes",
+        description="quantize, --quant_method {quant_method}: fewer bits make smaller files",
         formats=quantized_formats,
         in_pipeline="quantize",
         version=3,

@@ -50,12 +50,12 @@ OUTPUTS_VERSION = 1  # increases when the code of the teacher's outputs changes 
 
 
 def check_zeros_kept(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
-    """RuntimeError if a format made from a pruned model has fewer zeros than that model."""
+    """Raise RuntimeError if a format made from a pruned model has fewer zeros than that model."""
     pruned_sparsity = rows["pruned"]["sparsity"] if "pruned" in rows else 0.0
     if row["sparsity"] < pruned_sparsity - 1e-6:
         raise RuntimeError(
-            f"{row['stage']} lost pruned zeros: its sparsity is {row['sparsity']:.6f}, that of the "
-            f"pruned model {pruned_sparsity:.6f}"
+            f"{row['stage']} has fewer zeros than the pruned model: its sparsity is "
+            f"{row['sparsity']:.6f}, the pruned model's {pruned_sparsity:.6f}"
         )
 
 

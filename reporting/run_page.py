@@ -54,7 +54,8 @@ AuditLines = list[tuple[str, str, str]]  # finding, count, consequence
 
 
 def check_complete(directory: str, rows: list[Row]) -> None:
-    """UserError if a page cannot show the results: rows are missing, or metrics are not numbers."""
+    """Raise UserError if a page cannot show the results: rows are missing, or metrics are not
+    numbers."""
     stages = {str(row.get("stage")) for row in rows}
     missing = sorted({"linear", "teacher"} - stages)
     prefix = f"{directory} contains a {RESULTS}.json, but"
@@ -87,7 +88,7 @@ def trained_rows(rows: list[Row]) -> list[Row]:
 
 
 def count_repeats(rows: list[Row]) -> int:
-    """How often the run was repeated, 0 if it was not."""
+    """The number of repeats; 0 if the run was not repeated."""
     names = {row["repeat"] for row in rows if "repeat" in row}
     return len(names - {"mean"})
 

@@ -30,7 +30,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """Raises UserError where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
-        """UserError with argparse's message."""
+        """Raise UserError with argparse's message."""
         raise UserError(message)
 
 
@@ -139,7 +139,7 @@ def config_entries(path: str | Path) -> Entries:
 
 
 def check_removed(path: str | Path, name: str, value: Any) -> None:
-    """UserError if a file sets a removed option to anything but the default that it had."""
+    """Raise UserError if a file sets a removed option to anything but the default that it had."""
     if value != REMOVED[name].default:
         replacement = REMOVED[name].replacement
         raise UserError(f"--config is {path}, but --{name} was removed: {replacement}")

@@ -46,13 +46,13 @@ class ErrorCollector:
         return True
 
     def raise_if_any(self) -> None:
-        """UserError with every line that was collected, each once."""
+        """Raise UserError with every line that was collected, each once."""
         if self.lines:
             raise UserError(*dict.fromkeys(self.lines))
 
 
 def check_installed(flag: str, value: str, packages: Iterable[str]) -> None:
-    """UserError if a package that the value of `flag` needs is not installed."""
+    """Raise UserError if a package that the value of `flag` needs is not installed."""
     missing = [package for package in dict.fromkeys(packages) if find_spec(package) is None]
     if missing:
         raise UserError(
@@ -61,7 +61,7 @@ def check_installed(flag: str, value: str, packages: Iterable[str]) -> None:
 
 
 def check_versions() -> None:
-    """UserError if a library is older than this code supports."""
+    """Raise UserError if a library is older than this code supports."""
     lines = []
     for name, minimum in MINIMUM_VERSIONS.items():
         installed = version(name)

@@ -105,7 +105,7 @@ class Tab:
             self.events.append(self.read_message())
 
     def show(self, width: int, scheme: str = "light") -> None:
-        """Emulate a window width and a user's colour scheme."""
+        """Emulate a window width and a user's color scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

@@ -32,12 +32,12 @@ QUIET = """
 import sys
 from contextlib import ExitStack
 import main
-start, quick = main.start_process, ExitStack()
-def start_and_measure_quickly(level):
-    start(level)
-    from conftest import quick_measuring
+set_up, quick = main.set_up_process, ExitStack()
+def set_up_and_measure_quickly(level):
+    set_up(level)
+    from measuring import quick_measuring
     quick.enter_context(quick_measuring(lambda function, *arguments: function(*arguments)))
-main.start_process = start_and_measure_quickly
+main.set_up_process = set_up_and_measure_quickly
 argv = [*sys.argv[1:], "--quiet"]
 codes = [main.main(argv), main.main(argv), main.main([*argv, "--batch", "0"])]
 assert codes == [0, 0, 2], codes
@@ -64,7 +64,7 @@ def test_every_stage_describes_what_it_does_and_why():
         action, reason = descriptions[stage.name].split(": ", maxsplit=1)
         assert len(action) > 10 and len(reason) > 10, stage.name
     assert "scratch:4x256 on the labels, up to 5 epochs" in descriptions["teacher"]
-    assert "Linears (all) to a sparsity of 0.4 by magnitude" in descriptions["prune"]
+    assert "linear layers (all) to a sparsity of 0.4 by magnitude" in descriptions["prune"]
     untrained = replace(options, teacher_epochs=0, fine_tune_epochs=0)
     for stage in STAGES:
         if stage.name in ("teacher", "prune"):

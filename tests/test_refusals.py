@@ -174,10 +174,10 @@ def test_several_errors_come_together(refused, tmp_path):
         ),
         ("--ffn_width 1", "--ffn_width is 1, but must be a fraction in (0, 1)"),
         ("--ffn_width 0", "--ffn_width is 0, but must be a fraction"),
-        ("--ffn_width 2048", "--ffn_width is 2048, but scratch:4x256 has 1024 neurons a layer"),
+        ("--ffn_width 2048", "--ffn_width is 2048, but scratch:4x256 has 1024 neurons per layer"),
         (
             "--ffn_width 300 --student_path scratch:1x64",
-            "--ffn_width is 300, but scratch:1x64 has 256 neurons a layer",
+            "--ffn_width is 300, but scratch:1x64 has 256 neurons per layer",
         ),
         (
             "--ffn_width 0.5 --pipeline quant_only",
