@@ -138,7 +138,7 @@ class Options:
     fine_tune_epochs: int = option(
         3, "epochs of fine-tuning after pruning (recovery); 0 for none", MAIN, rule=NOT_NEGATIVE
     )
-    batch: int = option(32, "batch size, over all devices", MAIN, rule=POSITIVE)
+    batch: int = option(32, "total batch size across all devices", MAIN, rule=POSITIVE)
     prune_method: str = option("magnitude", "pruning score", MAIN, choices=("magnitude", "wanda"))
     prune_sparsity: float = option(
         0.4,
@@ -161,7 +161,7 @@ class Options:
         auto="only --pipeline",
     )
     seed: int = option(
-        42, "random seed of splits, initial weights, batch order and dropout", PIPELINE, rule=SEED
+        42, "random seed for splits, initial weights, batch order and dropout", PIPELINE, rule=SEED
     )
     seeds: tuple[int, ...] | None = option(
         None,
@@ -267,7 +267,7 @@ class Options:
     )
     class_weights: str = option(
         "none",
-        "weight rare labels higher in the hard-label loss",
+        "weight rare labels more heavily in the hard-label loss",
         TRAINING,
         choices=("none", "balanced"),
     )
@@ -350,7 +350,8 @@ class Options:
     )
     max_f1_drop: float | None = option(
         None,
-        "largest loss of validation macro-F1, such as 0.01, for a quantized or exported format; "
+        "largest allowed drop in validation macro-F1 of a quantized or exported format, such as "
+        "0.01; "
         "formats that lose more are rejected",
         EXPORT,
         rule=FRACTION,
@@ -358,7 +359,8 @@ class Options:
     )
     quant_auto: bool = option(
         False,
-        "keep the most sensitive layers in full precision until a format meets --max_f1_drop",
+        "keep more and more of the most sensitive layers in full precision until a format meets "
+        "--max_f1_drop",
         EXPORT,
     )
 

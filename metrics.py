@@ -1,6 +1,6 @@
 """Quality metrics of decisions and probabilities, their uncertainty, and decision thresholds.
 
-Numpy only: labels and decisions are class ids [rows], or 0/1 [rows, labels] in a multi-label task.
+NumPy only: labels and decisions are class ids [rows], or 0/1 [rows, labels] in a multi-label task.
 The F1 of a label that is never predicted is 0.
 
 Bootstraps draw rows. Rows with the same label and the same decisions are interchangeable, so a

@@ -232,7 +232,8 @@ def linears_to_prune(model: PreTrainedModel, layers: str) -> dict[str, nn.Linear
 def prune_(
     linears: dict[str, nn.Linear], method: str, target_sparsity: float, norms: dict[str, Tensor]
 ) -> None:
-    """Set the round(target_sparsity * in) lowest scores of each output row to zero, in place.
+    """Set the round(target_sparsity * in) lowest-scoring weights of each output row to zero, in
+    place.
 
     `norms` are the input norms [in] by layer name; {} for the magnitude method.
     """
@@ -354,8 +355,9 @@ def saved_weights(directory: Path, names: Iterable[str]) -> list[Tensor]:
 def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options) -> Path:
     """Stage `prune`: set weights to zero, recover, and check the zeros in the saved file.
 
-    The splits have a column `teacher_logits` for recovery. With the schedule `oneshot` all weights
-    are pruned before recovery, with `cubic` they are pruned during its first half.
+    The splits have a column `teacher_logits` for recovery. With the schedule `oneshot`, the target
+    sparsity is reached before recovery; with `cubic`, it is reached gradually during the first half
+    of recovery.
     """
     set_seed(options.seed)
     model = AutoModelForSequenceClassification.from_pretrained(model_in)

@@ -138,7 +138,8 @@ def quantize_fp16(request: QuantizationRequest) -> None:
 
 
 def quantize_dynamic(request: QuantizationRequest) -> None:
-    """Int8 weights of the encoder's Linears; activations are quantized at run time (torchao)."""
+    """Quantize the weights of the encoder's Linears to int8; activations are quantized at run
+    time (torchao)."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     from transformers import TorchAoConfig
 
@@ -153,7 +154,7 @@ def quantize_dynamic(request: QuantizationRequest) -> None:
 
 
 def quantize_dynamic_onnx(request: QuantizationRequest) -> None:
-    """Int8 weights of all layers, embeddings and head included, as an ONNX graph."""
+    """Write an ONNX graph with int8 weights in all layers, embeddings and head included."""
     write_graph(request, "model_quantized.onnx", graphs.quantize_onnx_dynamic)
 
 

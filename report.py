@@ -32,7 +32,7 @@ def build_parser() -> ArgumentParser:
         "--html",
         type=Path,
         metavar="FILE",
-        help="write an HTML page that compares the runs to FILE instead of printing tables",
+        help="write to FILE an HTML page that compares the runs, instead of printing tables",
     )
     return parser
 

@@ -36,7 +36,8 @@ class Setting(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Macro-F1 minus that of the unpruned model, in points, and the ends of its 95 % interval."""
+    """Macro-F1 minus that of the unpruned model, in points, and the bounds of its 95 %
+    confidence interval."""
 
     points: float
     low: float

@@ -121,7 +121,8 @@ def label_indicators(corpus: LabeledCorpus) -> np.ndarray:
 
 
 def change_point(flags: np.ndarray) -> tuple[int, float]:
-    """Rows before the likeliest change of the rate of `flags` 0/1 [rows], and its p-value.
+    """Number of rows before the likeliest change in the rate of 1s in `flags` [rows], and its
+    p-value.
 
     The change maximizes the likelihood of two rates (Hinkley & Hinkley, 1970). The p-value is that
     of the largest cumulative deviation from the mean, which is the supremum of a Brownian bridge

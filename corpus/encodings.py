@@ -171,7 +171,7 @@ def check_signature(head: bytes) -> None:
 
 
 def detect_encoding(file: TextFile, *, keep_invalid: bool = False) -> TextFile:
-    """The file with its encoding, which is decided on all of its bytes.
+    """The file with its encoding, detected from all of its bytes.
 
     UnreadableFile if it is not text or is damaged; with `keep_invalid`, the invalid bytes of
     damaged UTF-8 are decoded as lone surrogates instead (PEP 383).

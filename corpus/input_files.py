@@ -154,7 +154,7 @@ def open_rows(
     """The rows of a file, or of stdin if `path` is `-`. The format follows the suffix if not given.
 
     `keep_invalid`: decode the invalid bytes of damaged UTF-8 as lone surrogates. `find_keys`: read
-    JSON twice, first for its columns. UserError in one line if the file is missing or damaged.
+    JSON twice, first for its columns. One-line UserError if the file is missing or damaged.
     """
     with ExitStack() as stack:
         with reading_errors(flag, path):

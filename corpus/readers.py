@@ -146,7 +146,7 @@ def parquet_tables(path: str) -> Iterator[pa.Table]:
 
 
 def stream_tables(path: str, flag: str, *, has_header: bool) -> Iterator[pa.Table]:
-    """A file as tables of strings and nulls; UserError in one line if it cannot be read.
+    """A file as tables of strings and nulls; one-line UserError if it cannot be read.
 
     Without `has_header`, a .txt file is one text per line instead of a CSV.
     """
@@ -163,9 +163,9 @@ def stream_tables(path: str, flag: str, *, has_header: bool) -> Iterator[pa.Tabl
 
 
 def read_file(path: str, flag: str) -> pa.Table:
-    """A file as strings and nulls; UserError in one line if it cannot be read or has no rows.
+    """A file as strings and nulls; one-line UserError if it cannot be read or has no rows.
 
-    A .txt file is a CSV with a header.
+    A .txt file is read as a CSV with a header.
     """
     tables = [pa.table({}), *stream_tables(path, flag, has_header=True)]
     table = pa.concat_tables(tables, promote_options="default")
@@ -177,7 +177,7 @@ def read_file(path: str, flag: str) -> pa.Table:
 def stream_texts(path: str, flag: str, column: str | None) -> Iterator[pa.ChunkedArray]:
     """The texts of an unlabeled file in chunks: the lines of .txt, else `column`, or the only one.
 
-    UserError in one line if the file cannot be read or has no such column.
+    one-line UserError if the file cannot be read or has no such column.
     """
     for table in stream_tables(path, flag, has_header=False):
         names = table.column_names

@@ -125,7 +125,7 @@ def renumber_ids(value: Any, new_ids: dict[int, int]) -> Any:
 
 @torch.no_grad()
 def keep_embedding_rows_(model: PreTrainedModel, kept_ids: list[int]) -> None:
-    """Keep the kept tokens' rows of the token embedding, in place; token ids in the config follow.
+    """Keep only the embedding rows of `kept_ids`, in place, and renumber the config's token ids.
 
     An added token without a row gets a row of zeros.
     """

@@ -174,7 +174,7 @@ class VocabularyUsage:
         self.counts += np.bincount(np.array(ids, dtype=np.int64), minlength=len(self.counts))
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer's model reads it."""
+        """The text after the tokenizer's normalizer."""
         if self.backend.normalizer is None:
             return text
         return self.backend.normalizer.normalize_str(text)

@@ -229,7 +229,7 @@ def check_unchanged(model_dir: Path, format_name: str) -> str:
 
 
 def load_format(model_dir: Path, format_name: str, threads: int) -> Classifier:
-    """Load one format from unchanged files and label one text with it.
+    """Load one format, after checking that its files are unchanged, and label one text as a test.
 
     UserError if a file changed, UnservableFormat if the format does not load or work.
     """

@@ -182,7 +182,7 @@ def load_engine(
 def load_torch(
     model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """Any checkpoint that plain `from_pretrained` loads: fp32, fp16, int8, NF4."""
+    """Load any checkpoint that plain `from_pretrained` supports: fp32, fp16, int8, NF4."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -99,7 +99,7 @@ def measure(
 
     All engines use the same number of threads, by default torch's. `kinds` are keys of INPUT_KINDS;
     `latency_ms_p50` must be among them. `with_startup=False` leaves out load time and memory. The
-    linear baseline has no tokenizer: its time includes the vectorizer.
+    linear baseline has no tokenizer, so its time includes the vectorizer.
     """
     import torch
 

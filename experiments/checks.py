@@ -212,8 +212,8 @@ def distilling_run(runs: list[Options]) -> Options:
 
 
 def check_runs(runs: list[Options], task: Task) -> None:
-    """Refuse, all at once, what would fail after hours of training; the runs differ in their
-    pipelines."""
+    """Report, in one UserError, everything that would fail after hours of training; the runs
+    differ only in their pipelines."""
     options = distilling_run(runs)
     stages = {stage for run in runs for stage in PIPELINES[run.pipeline]}
     errors = ErrorCollector()

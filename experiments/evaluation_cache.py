@@ -35,7 +35,8 @@ def find_evaluation(paths: Iterable[Path], key: str) -> Path | None:
 
 @dataclass(frozen=True)
 class EvaluationCache:
-    """The evaluations in `directory`/predictions; equal ones under `models` are copied."""
+    """The evaluations in `directory`/predictions; those with the same key under `models` are
+    copied."""
 
     directory: Path
     models: Path

@@ -139,7 +139,7 @@ def config_entries(path: str | Path) -> Entries:
 
 
 def check_removed(path: str | Path, name: str, value: Any) -> None:
-    """Raise UserError if a file sets a removed option to anything but the default that it had."""
+    """Raise UserError if a file sets a removed option to anything other than its former default."""
     if value != REMOVED[name].default:
         replacement = REMOVED[name].replacement
         raise UserError(f"--config is {path}, but --{name} was removed: {replacement}")
@@ -350,7 +350,8 @@ def path_errors(options: Options) -> list[str]:
 
 
 def unknown_arguments(words: list[str]) -> list[str]:
-    """A line for each flag that does not exist, or for the first word that belongs to none."""
+    """An error line for each unknown or removed flag; if there are none, for the first stray
+    word."""
     lines = []
     for word in words:
         name = word.removeprefix("--").partition("=")[0]

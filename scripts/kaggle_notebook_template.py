@@ -309,7 +309,7 @@ if CODE and not REPORTS:
 
 # %%
 def show(report: Path) -> None:
-    """The page in a frame, so that its styles do not affect the notebook."""
+    """Display the page in an iframe, so that its styles do not affect the notebook."""
     from IPython.display import HTML, display
 
     page = html.escape(report.read_text(encoding="utf-8"))
