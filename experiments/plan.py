@@ -116,8 +116,8 @@ STAGES = (
         Role.TEACHER,
         options=(*TRAINING_OPTIONS, "teacher_path", "teacher_epochs", "teacher_lr"),
         description="fine-tune {teacher_path} on the labels, up to {teacher_epochs} epochs: the "
-        "reference of every comparison",
-        description_untrained="use {teacher_path} without fine-tuning: the reference of every "
+        "baseline of every comparison",
+        description_untrained="use {teacher_path} without fine-tuning: the baseline of every "
         "comparison",
         row="teacher",
         epochs="teacher_epochs",
