@@ -18,20 +18,21 @@ def model(tmp_path_factory) -> Path:
 
 
 ERRORS = [
-    ("", "--model is not given, but must be the directory of a model"),
+    ("", "--model is required: the directory of a finished model"),
     ("--model nowhere a", "--model is nowhere, but there is no such directory"),
     ("--model . a", "--model is ., but must have model.safetensors, onnx/*.onnx or openvino/*.xml"),
-    ("--model MODEL", "--input is not given, but without it there must be texts"),
+    ("--model MODEL", "no texts are given; give texts to label, or --input FILE"),
     ("--model MODEL a --overwrite", "--overwrite is given, but needs --input"),
     ("--model MODEL a --scores", "--scores is given, but needs --input"),
-    ("--model MODEL a --input in.csv", "TEXT is given, but not together with --input"),
+    ("--model MODEL a --batch 8", "--batch is given, but needs --input"),
+    ("--model MODEL a --input in.csv", "texts and --input cannot be combined"),
     (
         "--model MODEL a --engine tensorrt",
         "--engine is tensorrt, but must be auto or one of: torch",
     ),
     (
         "--model MODEL a --engine onnx/../config.json",
-        "--engine is onnx/../config.json, but must be auto or what",
+        "--engine is onnx/../config.json, but must be auto or one of",
     ),
     ("--model MODEL a --threads 0", "--threads is 0, but must be a whole number of at least 1"),
     (
