@@ -160,6 +160,16 @@ def teacher_fingerprint(path: Path, **options) -> str:
     return fingerprint(opened(path, **options), "teacher")
 
 
+@pytest.mark.parametrize(
+    "option, value", [("seed", 7), ("max_length", 17), ("teacher_lr", 0.5), ("weight_decay", 0.5)]
+)
+def test_a_training_option_changes_the_fingerprint_on_the_same_rows(option, value, tiny_csv):
+    runner = opened(tiny_csv)
+    changed = replace(runner.options, **{option: value})
+    other = StageRunner("", runner.directory, runner.models, changed, runner.splits, runner.task)
+    assert fingerprint(other, "teacher") != fingerprint(runner, "teacher")
+
+
 def test_a_student_of_another_teacher_is_another_student(tiny_csv, tmp_path):
     runner = opened(tiny_csv)
     runner.directory = tmp_path

@@ -138,7 +138,7 @@ FAULTS = (
         file="compression_config.py",
         old="return StageOptions(**{name: getattr(options, name) for name in names})",
         new='return StageOptions(**{n: 42 if n == "seed" else getattr(options, n) for n in names})',
-        tests="tests/test_memory.py -k fingerprint_of_every_stage",
+        tests="tests/test_memory.py -k fingerprint_on_the_same_rows",
     ),
     Fault(
         name="an option is left in a pipeline that does not use it",
