@@ -70,6 +70,21 @@ class OpenText(NamedTuple):
     position: Callable[[], int]
 
 
+def format_of_name(path: Path, formats: dict[str, str]) -> tuple[str | None, str | None]:
+    """(format, compression) by the suffixes of a file's name; the format is None if unsupported.
+
+    `formats` maps suffixes to formats. Parquet compresses its own columns.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    codec = None
+    if suffixes and suffixes[-1] in CODECS:
+        codec = CODECS[suffixes.pop()]
+    file_format = formats.get(suffixes[-1]) if suffixes else None
+    if codec and file_format == "parquet":
+        file_format = None
+    return file_format, codec
+
+
 def decompress(raw: BinaryIO, codec: str | None) -> BinaryIO:
     """The decompressed bytes of an open file; reading them raises OSError if they are damaged."""
     if codec is None:

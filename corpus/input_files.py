@@ -15,7 +15,15 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
-from corpus.encodings import CODECS, OpenText, TextFile, UnreadableFile, detect_encoding, open_text
+from corpus.encodings import (
+    CODECS,
+    OpenText,
+    TextFile,
+    UnreadableFile,
+    detect_encoding,
+    format_of_name,
+    open_text,
+)
 from corpus.parquet_rows import open_parquet_rows
 from corpus.row_formats import (
     SAMPLE_CHARS,
@@ -48,12 +56,8 @@ FIRST_OBJECTS = 100  # of JSON Lines on stdin; their keys are its columns
 
 def find_format(path: Path) -> tuple[str, str | None]:
     """(format, compression) by the suffixes of a file's name; UnreadableFile if unsupported."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    codec = None
-    if suffixes and suffixes[-1] in CODECS:
-        codec = CODECS[suffixes.pop()]
-    file_format = FORMATS.get(suffixes[-1]) if suffixes else None
-    if file_format is None or (codec and file_format == "parquet"):
+    file_format, codec = format_of_name(path, FORMATS)
+    if file_format is None:
         raise UnreadableFile(
             f"its name must end in {' or '.join(FORMATS)}, the text formats also in "
             f"{' or '.join(CODECS)}"

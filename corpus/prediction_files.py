@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from corpus.encodings import CODECS
+from corpus.encodings import CODECS, format_of_name
 from corpus.row_formats import NumberText
 from runtime.command_line import is_utf8
 from runtime.errors import UserError
@@ -46,12 +46,8 @@ COPY_BYTES = 2**20
 
 def find_output_format(path: Path) -> tuple[str, str | None]:
     """(format, compression) by the suffixes of an output's name; UserError if unsupported."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    codec = None
-    if suffixes and suffixes[-1] in CODECS:
-        codec = CODECS[suffixes.pop()]
-    output_format = OUTPUT_FORMATS.get(suffixes[-1]) if suffixes else None
-    if output_format is None or (codec and output_format == "parquet"):
+    output_format, codec = format_of_name(path, OUTPUT_FORMATS)
+    if output_format is None:
         raise UserError(
             f"--output is {path}, but must end in {', '.join(OUTPUT_FORMATS)}, the text formats "
             f"also in {' or '.join(CODECS)}"
