@@ -6,7 +6,8 @@ from typing import NamedTuple
 class Fault(NamedTuple):
     """`old` occurs exactly once in `file`.
 
-    With `new` in its place, the tests that `tests` (arguments of pytest) selects must fail.
+    With `new` in its place, an assertion must fail in the tests that `tests` (arguments of pytest)
+    selects. If the fault makes them end with another exception, `raises` is how its line starts.
     """
 
     name: str
@@ -14,3 +15,4 @@ class Fault(NamedTuple):
     old: str
     new: str
     tests: str
+    raises: str = ""
