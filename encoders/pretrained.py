@@ -115,10 +115,17 @@ def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def load_tokenizer(spec: str, flag: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub name or directory; UserError if there is none."""
+    """The tokenizer of a hub name or directory; UserError if there is none.
+
+    It pads on the right, whatever the saved one does: padding on the left would change the absolute
+    positions of the tokens.
+    """
     try:
         return AutoTokenizer.from_pretrained(
-            spec, use_fast=True, local_files_only=is_local_only(spec)
+            spec,
+            use_fast=True,
+            padding_side="right",
+            local_files_only=is_local_only(spec),
         )
     except (OSError, ValueError) as error:
         raise UserError(

@@ -15,6 +15,7 @@ slightly on the other texts of its batch.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ class Engine:
     `tokenize` returns the token ids of each text, `collate` pads them to a batch, and `forward`
     returns the float32 logits [rows, labels] of a batch. The token ids and the batch of the linear
     baseline are the texts themselves.
+
+    All three may be called from several threads at once. Of a quantized torch format the first
+    forward pass must be complete before: bitsandbytes repacks the weights in it.
     """
 
     tokenize: Callable[[list[str]], list[TokenIds]]
@@ -192,16 +196,14 @@ def load_torch(
         model_dir, device_map=device, use_safetensors=True
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-
-    def tokenize(texts: list[str]) -> list[TokenIds]:
-        return tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    tokenize = make_tokenize(tokenizer.backend_tokenizer, max_length, tokenizer.truncation_side)
 
     def forward(batch: dict[str, np.ndarray]) -> np.ndarray:
         inputs = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
         with torch.inference_mode():
             return model(**inputs).logits.float().cpu().numpy()
 
-    return Engine(tokenize, make_collate(tokenizer.pad_token_id, tokenizer.padding_side), forward)
+    return Engine(tokenize, make_collate(tokenizer.pad_token_id), forward)
 
 
 def load_onnx(
@@ -231,6 +233,9 @@ def load_openvino(
 
     Float operations run in fp32, also on CPUs with bf16, so that the predictions are the same on
     every machine. Activations of 4-bit products are quantized in the groups of the weights.
+
+    An infer request holds the inputs and outputs of one call, so concurrent calls use different
+    requests. They share the model's only stream and are computed one after the other.
     """
     import openvino
 
@@ -242,16 +247,22 @@ def load_openvino(
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino.Core().compile_model(graph_path(model_dir, format_name), "CPU", settings)
-    request = compiled.create_infer_request()
+    idle_requests = deque([compiled.create_infer_request()])  # append and pop are thread-safe
     input_names = [graph_input.get_any_name() for graph_input in compiled.inputs]
 
     def run(batch: dict[str, np.ndarray]) -> np.ndarray:
         # `infer(dict)` would spend a tenth of a small model's latency on checking its argument.
         inputs = [np.ascontiguousarray(batch[name]) for name in input_names]
+        try:
+            request = idle_requests.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
         for index, values in enumerate(inputs):
             request.set_input_tensor(index, openvino.Tensor(values, shared_memory=True))
         request.infer(share_outputs=True)
-        return request.get_output_tensor(0).data.copy()
+        logits = request.get_output_tensor(0).data.copy()
+        idle_requests.append(request)
+        return logits
 
     return graph_engine(model_dir, max_length, input_names, run)
 
@@ -322,14 +333,26 @@ def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Ca
 
     tokenizer = Tokenizer.from_file(str(Path(model_dir) / "tokenizer.json"))
     config = read_tokenizer_config(model_dir)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, direction=config.get("truncation_side", "right"))
+    tokenize = make_tokenize(tokenizer, max_length, config.get("truncation_side", "right"))
     pad_id = tokenizer.token_to_id(pad_token(config))
+    return tokenize, make_collate(pad_id)
+
+
+def make_tokenize(
+    tokenizer: Any, max_length: int, truncation_side: str
+) -> Callable[[list[str]], list[TokenIds]]:
+    """`tokenize` of an `Engine`, from a `tokenizers.Tokenizer`.
+
+    Truncation is set here, once: a tokenizer of transformers sets it in every call, for all
+    threads.
+    """
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length, direction=truncation_side)
 
     def tokenize(texts: list[str]) -> list[TokenIds]:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
 
-    return tokenize, make_collate(pad_id, config.get("padding_side", "right"))
+    return tokenize
 
 
 def read_tokenizer_config(model_dir: Path | str) -> dict[str, Any]:
@@ -353,12 +376,11 @@ def max_input_tokens(model_dir: Path | str) -> int | None:
     return int(limit)
 
 
-def make_collate(
-    pad_id: int, side: str = "right"
-) -> Callable[[list[TokenIds]], dict[str, np.ndarray]]:
-    """A function that pads rows of token ids on one side, to the length of the longest row.
+def make_collate(pad_id: int) -> Callable[[list[TokenIds]], dict[str, np.ndarray]]:
+    """A function that pads rows of token ids on the right, to the length of the longest row.
 
-    It returns `input_ids` and `attention_mask`, both int64 [rows, tokens].
+    It returns `input_ids` and `attention_mask`, both int64 [rows, tokens]. A `padding_side` of the
+    tokenizer is ignored: padding on the left would change the absolute positions of the tokens.
     """
 
     def collate(rows: list[TokenIds]) -> dict[str, np.ndarray]:
@@ -366,12 +388,8 @@ def make_collate(
         ids = np.full((len(rows), length), pad_id, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
         for row, tokens in enumerate(rows):
-            first = 0
-            if side == "left":
-                first = length - len(tokens)
-            columns = slice(first, first + len(tokens))
-            ids[row, columns] = tokens
-            mask[row, columns] = 1
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     return collate

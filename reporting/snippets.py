@@ -92,7 +92,6 @@ def graph_snippet(
         graph=weights_file(fastest),
         max_length=max_input_tokens(directory),
         truncation_side=config.get("truncation_side", "right"),
-        padding_side=config.get("padding_side", "right"),
         pad_id=tokenizer.token_to_id(pad),
         pad_token=pad,
         multi_label=multi_label,

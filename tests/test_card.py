@@ -219,7 +219,7 @@ def test_a_snippet_prints_every_label_that_applies(capsys, name):
     names = dict(enumerate(labels))
     if name != "torch":
         names = {str(index): label for index, label in enumerate(labels)}
-    values = dict.fromkeys(("graph", "package", "truncation_side", "padding_side"), "x")
+    values = dict.fromkeys(("graph", "package", "truncation_side"), "x")
     values |= {"max_length": 32, "pad_id": 0, "pad_token": "[PAD]"}
     for multi_label in (False, True):
         code = snippets.render_snippet(name, multi_label=multi_label, **values)
@@ -232,7 +232,7 @@ def test_a_snippet_prints_every_label_that_applies(capsys, name):
     "value", ["[PAD]", "it's", 'a "pad"', "back\\slash", "\u202e\n{{ 7 * 7 }}"]
 )
 def test_inserted_strings_are_python_literals(value):
-    values = dict.fromkeys(("package", "truncation_side", "padding_side", "graph"), "x")
+    values = dict.fromkeys(("package", "truncation_side", "graph"), "x")
     code = snippets.render_snippet(
         "onnx", multi_label=False, max_length=32, pad_id=0, pad_token=value, **values
     )

@@ -337,13 +337,10 @@ def test_logits_are_in_the_order_of_the_texts():
     assert predict_logits(engine, TEXTS, batch=7)[:, 0].tolist() == text_lengths(TEXTS)
 
 
-def test_rows_are_padded_on_the_given_side_and_padding_is_masked():
-    right = make_collate(1, "right")([[5, 6, 7], [8]])
-    assert right["input_ids"].tolist() == [[5, 6, 7], [8, 1, 1]]
-    assert right["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    left = make_collate(1, "left")([[5, 6, 7], [8]])
-    assert left["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8]]
-    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+def test_rows_are_padded_on_the_right_and_padding_is_masked():
+    batch = make_collate(1)([[5, 6, 7], [8]])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_the_batch_size_does_not_change_the_logits_of_a_row(tiny_models):

@@ -1,0 +1,64 @@
+"""What a format answers does not depend on other threads or on padding, in any engine."""
+
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from all_formats import build_every_format, load_row, row_names
+from tiny_models import TinyModels, sentences
+
+from encoders.pretrained import load_tokenizer
+
+THREADS = 8
+CALLS = 1000  # per thread, with an fp32 format of an engine
+CALLS_QUANTIZED = 100  # per thread, with the others
+FP32_ROWS = ("torch", "onnx", "openvino", "linear")
+NUM_BATCHES = 40
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory):
+    return build_every_format(tmp_path_factory.mktemp("serving"))
+
+
+def mixed_batches() -> list[list[str]]:
+    """Batches of 1 to 8 texts of 1 to 20 words."""
+    rng = random.Random(0)
+    texts = sorted(sentences(60, seed=1), key=len)[:40]
+    return [rng.choices(texts, k=rng.randint(1, 8)) for _ in range(NUM_BATCHES)]
+
+
+@pytest.mark.parametrize("row", row_names())
+def test_eight_threads_get_the_answers_of_one_thread(formats, row):
+    engine = load_row(formats, row)
+    batches = mixed_batches()
+    expected = [engine.forward(engine.encode(texts)) for texts in batches]
+    calls = CALLS if row in FP32_ROWS else CALLS_QUANTIZED
+
+    def count_wrong_answers(seed: int) -> int:
+        rng = random.Random(seed)
+        wrong = 0
+        for _ in range(calls):
+            index = rng.randrange(NUM_BATCHES)
+            logits = engine.forward(engine.encode(batches[index]))
+            is_equal = logits.shape == expected[index].shape and np.allclose(
+                logits, expected[index], rtol=0, atol=1e-6
+            )
+            wrong += not is_equal
+        return wrong
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        assert sum(pool.map(count_wrong_answers, range(THREADS))) == 0
+
+
+def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_after_loading(tmp_path):
+    parent = TinyModels(tmp_path).parent("bert")
+    path = parent / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    tokenizer = load_tokenizer(str(parent), "--teacher_path")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert tokenizer(["ba be", "ba"], padding=True)["attention_mask"][1] == [1, 1, 1, 0]
+    saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert saved["padding_side"] == "right"
