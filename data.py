@@ -48,14 +48,11 @@ CHUNK_ROWS = 10_000  # rows of a file on disk that are read together
 
 
 def drop_unusable_rows(corpus: LabeledCorpus) -> LabeledCorpus:
-    """The corpus without leaks across the file's own splits and without contradicting texts."""
-    is_leaking = leaking_rows(corpus)
-    if is_leaking.any():
-        log.warning(
-            "%d rows are dropped: their text is also in a held-out split of the file",
-            is_leaking.sum(),
-        )
-    corpus = corpus.filter(~is_leaking)
+    """The corpus without contradicting texts and without leaks across the file's own splits.
+
+    Contradictions are looked for first, and in all splits together: a text whose label in training
+    differs from its label in test is in neither.
+    """
     is_contradicting = contradicting_rows(corpus)
     if is_contradicting.any():
         texts = len(np.unique(corpus.column("key")[is_contradicting]))
@@ -65,7 +62,13 @@ def drop_unusable_rows(corpus: LabeledCorpus) -> LabeledCorpus:
             texts,
             "text has" if texts == 1 else "texts have",
         )
-    return corpus.filter(~is_contradicting)
+    is_leaking = leaking_rows(corpus, is_contradicting)
+    if is_leaking.any():
+        log.warning(
+            "%d rows are dropped: their text is also in a held-out split of the file",
+            is_leaking.sum(),
+        )
+    return corpus.filter(~(is_contradicting | is_leaking))
 
 
 def group_ids(rows: pa.Table) -> np.ndarray:

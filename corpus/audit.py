@@ -25,16 +25,19 @@ from corpus.columns import (
     mask_of,
 )
 from corpus.text_keys import map_chunks, normalize_nfc
+from runtime.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-CHARACTERS = {  # key in audit.json -> the characters, as a class of a regular expression
+CHARACTERS = {  # key in audit.json -> the characters, as a regular expression in RE2 syntax
     "no_break_space": "[\u00a0]",
     "left_to_right_mark": "[\u200e]",
     "newline": "[\n]",
     "zero_width": "[\u200b-\u200d\u2060\ufeff]",
+    "replacement_character": "\ufffd",
+    "html_entities": "&(?:[A-Za-z]{2,8}[0-9]{0,2}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});",
 }
 
 MAX_TOKENIZED = 5_000  # texts that are tokenized, evenly spaced over the file
@@ -218,9 +221,9 @@ def token_sample(corpus: LabeledCorpus) -> list[str]:
 def leak_counts(corpus: LabeledCorpus, splits: DatasetDict) -> dict[str, int]:
     """Held-out texts that also occur in another split.
 
-    `same_text` counts rows of the file's own splits that a later split repeats (these are
-    dropped). `near_identical_*` count rows of the final splits whose text is a near-duplicate of a
-    training text.
+    `same_text` counts rows of the file's own splits that a later split repeats, without
+    contradicting ones (these are dropped). `near_identical_*` count rows of the final splits whose
+    text is a near-duplicate of a training text.
     """
     ids = corpus.column("id")
     near_keys = corpus.column("near_key")
@@ -230,7 +233,7 @@ def leak_counts(corpus: LabeledCorpus, splits: DatasetDict) -> dict[str, int]:
         keys_of_split[name] = near_keys[positions]
     is_in_training = mask_of(keys_of_split["train"], near_keys.max() + 1)
     return {
-        "same_text": int(leaking_rows(corpus).sum()),
+        "same_text": int(leaking_rows(corpus, contradicting_rows(corpus)).sum()),
         "near_identical_validation": int(is_in_training[keys_of_split["validation"]].sum()),
         "near_identical_test": int(is_in_training[keys_of_split["test"]].sum()),
     }
@@ -261,6 +264,7 @@ def audit_corpus(
         tokens[name] = token_counts(sample, tokenizer, max_length)
     rates = label_indicators(corpus).mean(axis=0).tolist()
     return {
+        "columns": {"text": corpus.text_column, "labels": list(corpus.label_columns)},
         "rows": len(corpus.table),
         "incomplete": len(corpus.table) - len(corpus.rows),
         "copies": duplicate_counts(corpus),
@@ -291,6 +295,8 @@ CHARACTER_FINDINGS = {  # key in audit.json -> the words of the table
     "left_to_right_mark": "left-to-right marks",
     "newline": "newlines",
     "zero_width": "zero-width characters",
+    "replacement_character": "replacement characters U+FFFD, left by a wrong decoding",
+    "html_entities": "HTML entities such as &amp;",
 }
 
 
@@ -349,8 +355,17 @@ def length_text(summary: dict[str, float]) -> str:
 
 
 def audit_lines(audit: dict[str, Any]) -> list[AuditLine]:
-    """The lines of the audit table; problems that do not occur are omitted."""
-    lines = [AuditLine("rows", str(audit["rows"]), ""), *problem_lines(audit)]
+    """The lines of the audit table; problems that do not occur are omitted.
+
+    Control characters of labels and of column names are escaped.
+    """
+    columns = audit["columns"]
+    lines = [
+        AuditLine("text column", columns["text"], ""),
+        AuditLine("label columns", ", ".join(columns["labels"]), ""),
+        AuditLine("rows", str(audit["rows"]), ""),
+        *problem_lines(audit),
+    ]
     for column, groups in audit["near_equal_values"].items():
         for values in groups:
             quoted = ", ".join(repr(value) for value in values)
@@ -368,7 +383,7 @@ def audit_lines(audit: dict[str, Any]) -> list[AuditLine]:
         action = ""
     sizes = [f"{rows} {split}" for split, rows in audit["splits"].items()]
     lines.append(AuditLine("splits", ", ".join(sizes), ""))
-    return lines
+    return [AuditLine(*map(escape_unprintable, line)) for line in lines]
 
 
 def audit_table(audit: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compression_config import Options
-from corpus.readers import read_file
+from corpus.labels import MAX_CLASSES, is_flag, label_patterns, read_label_column, read_task
+from corpus.readers import RowPlaces, read_rows
 from corpus.text_keys import map_chunks, near_duplicate_key, text_key
+from corpus.values import MISSING, decode_values, encode_values
 from runtime.errors import UserError
 from task import Task
 
@@ -38,14 +39,6 @@ SPLIT_NAMES = {
     "dev": "validation",
     "test": "test",
 }
-
-BINARY_VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-
-MAX_CLASSES = 50
-
-MISSING = -1  # code of a null; class id or flag of a row without a label
-
-FIRST_DATA_ROW = 2  # as a spreadsheet counts: the header is row 1
 
 
 @dataclass(frozen=True)
@@ -98,40 +91,15 @@ def mask_of(positions: np.ndarray, length: int) -> np.ndarray:
     return mask
 
 
-def encode_values(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Codes [rows] (positions in the distinct values; MISSING for null) and the distinct values."""
-    encoded = pc.dictionary_encode(column)
-    codes = [chunk.indices for chunk in encoded.chunks]
-    distinct = encoded.chunk(0).dictionary  # all chunks share one dictionary
-    return pa.chunked_array(codes).fill_null(MISSING).to_numpy(), distinct
-
-
 def value_ids(column: pa.ChunkedArray) -> np.ndarray:
     """An id [rows] of each row's value: equal values have equal ids; MISSING for null."""
     ids, _ = encode_values(column)
     return ids
 
 
-def decode_values(codes: np.ndarray, values: list[int], default: int) -> np.ndarray:
-    """`values[code]` of every code, and `default` where the code is MISSING."""
-    decoded = np.full(len(codes), default)
-    is_present = codes != MISSING
-    decoded[is_present] = np.array(values, dtype=int)[codes[is_present]]
-    return decoded
-
-
 def distinct_values(column: pa.ChunkedArray) -> list[str]:
     """The distinct values of a column, without null."""
     return pc.unique(column.drop_null()).to_pylist()
-
-
-def is_number(value: str) -> bool:
-    """Whether a cell can be parsed as a number."""
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
 
 
 def is_mostly_digits(value: str) -> bool:
@@ -160,7 +128,7 @@ def is_label(column: pa.ChunkedArray) -> bool:
 
 def is_binary(column: pa.ChunkedArray) -> bool:
     """Whether a column contains only 0 and 1, or false and true."""
-    return all(value.strip().lower() in BINARY_VALUES for value in distinct_values(column))
+    return all(is_flag(label) for label in read_label_column(column, "").labels)
 
 
 def has_splits(table: pa.Table) -> bool:
@@ -219,98 +187,39 @@ def detect_label_columns(table: pa.Table, excluded: set[str | None]) -> tuple[st
     raise ambiguity_error("--label_columns", candidates, table)
 
 
-WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0*")  # an integer that a table stores as a float
-
-
-def label_name(value: str) -> str | None:
-    """The name of a label cell (` 1.0` and `1` are both `1`); None for an empty cell or `nan`."""
-    value = value.strip()
-    if value == "" or value.lower() == "nan":
-        return None
-    if WHOLE_NUMBER.fullmatch(value):
-        return value.partition(".")[0]
-    return value
-
-
-def read_classes(column: pa.ChunkedArray, name: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names (sorted, numbers by value) and class ids [rows], MISSING for an empty cell."""
-    codes, values = encode_values(column)
-    names = [label_name(value) for value in values.to_pylist()]
-    classes = sorted(set(names) - {None})
-    if all(is_number(class_name) for class_name in classes):
-        classes.sort(key=float)
-    if not 2 <= len(classes) <= MAX_CLASSES:
-        raise UserError(
-            f"--label_columns is {name} with {len(classes)} values, but needs 2 to {MAX_CLASSES}"
-        )
-    id_of_class = {class_name: class_id for class_id, class_name in enumerate(classes)}
-    ids = [id_of_class.get(class_name, MISSING) for class_name in names]
-    return tuple(classes), decode_values(codes, ids, MISSING)
-
-
-def read_binary_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """0 or 1 [rows], MISSING for an empty cell."""
-    codes, values = encode_values(column)
-    flags = []
-    for value in values.to_pylist():
-        if label_name(value) is None:
-            flags.append(MISSING)
-        elif value.strip().lower() in BINARY_VALUES:
-            flags.append(BINARY_VALUES[value.strip().lower()])
-        else:
-            raise UserError(
-                f"--label_columns includes {name}, which contains {value!r}, but several label "
-                "columns must contain only 0 and 1"
-            )
-    return decode_values(codes, flags, MISSING)
-
-
-def read_task(table: pa.Table, names: tuple[str, ...]) -> tuple[Task, np.ndarray]:
-    """The task, and labels as class ids [rows] or 0/1 [rows, labels]; MISSING for empty cells."""
-    if len(names) == 1:
-        classes, ids = read_classes(table[names[0]], names[0])
-        return Task(classes, multi_label=False), ids
-    columns = [read_binary_column(table[name], name) for name in names]
-    return Task(names, multi_label=True), np.stack(columns, axis=1)
-
-
-def label_patterns(labels: np.ndarray) -> np.ndarray:
-    """An id [rows] of each row's label, or of its combination of labels."""
-    if labels.ndim == 1:
-        return labels
-    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(len(labels))
-
-
-def read_files(options: Options) -> pa.Table:
-    """The rows of all files of a run.
+def read_files(options: Options) -> tuple[pa.Table, RowPlaces]:
+    """The rows of all files of a run, and where they are.
 
     If `--validation_path` or `--test_path` is set, the table gets a column `split`, which is null
     for the rows of `--dataset_path`.
     """
-    table = read_file(options.dataset_path, "--dataset_path")
+    rows = read_rows(options.dataset_path, "--dataset_path")
     paths = {"validation": options.validation_path, "test": options.test_path}
     if not any(paths.values()):
-        return table
-    if "split" in table.column_names:
+        return rows.table, RowPlaces([rows])
+    if "split" in rows.table.column_names:
         raise UserError(
             f"--dataset_path is {options.dataset_path}, which has a column split, but "
             "--validation_path and --test_path need a file without one"
         )
-    tables = [table.append_column("split", pa.nulls(len(table), pa.large_string()))]
+    tables = [rows.table.append_column("split", pa.nulls(len(rows.table), pa.large_string()))]
+    files = [rows]
     for split, path in paths.items():
         if path:
-            tables.append(read_held_out_file(path, split, table.column_names))
-    return pa.concat_tables(tables)
+            held_out = read_rows(path, f"--{split}_path")
+            check_same_columns(held_out.table, path, split, rows.table.column_names)
+            split_column = pa.repeat(pa.scalar(split, pa.large_string()), len(held_out.table))
+            selected = held_out.table.select(rows.table.column_names)
+            tables.append(selected.append_column("split", split_column))
+            files.append(held_out)
+    return pa.concat_tables(tables), RowPlaces(files)
 
 
-def read_held_out_file(path: str, split: str, columns: list[str]) -> pa.Table:
-    """The `columns` of the file of `--validation_path` or `--test_path`, and a column `split`."""
-    table = read_file(path, f"--{split}_path")
+def check_same_columns(table: pa.Table, path: str, split: str, columns: list[str]) -> None:
+    """UserError if the file of `--validation_path` or `--test_path` lacks one of `columns`."""
     missing = sorted(set(columns) - set(table.column_names))
     if missing:
         raise UserError(f"--{split}_path is {path}, but it lacks the columns {', '.join(missing)}")
-    split_column = pa.repeat(pa.scalar(split, pa.large_string()), len(table))
-    return table.select(columns).append_column("split", split_column)
 
 
 def file_splits(table: pa.Table) -> np.ndarray:
@@ -332,7 +241,9 @@ def normalized_keys(texts: pa.Array) -> pa.Array:
     return text_key(texts.fill_null(""))
 
 
-def is_incomplete(keys: pa.ChunkedArray, labels: np.ndarray, path: str) -> np.ndarray:
+def is_incomplete(
+    keys: pa.ChunkedArray, labels: np.ndarray, path: str, places: RowPlaces
+) -> np.ndarray:
     """Mask of the rows that lack a text or a label; UserError if that is more than half of them."""
     lacks_text = pc.equal(keys, "").to_numpy()
     lacks_label = (labels.reshape(len(labels), -1) == MISSING).any(axis=1)
@@ -343,21 +254,21 @@ def is_incomplete(keys: pa.ChunkedArray, labels: np.ndarray, path: str) -> np.nd
             f"--dataset_path is {path}, but {count} of {len(labels)} rows lack a text or a label"
         )
     if count:
-        first_row = incomplete.argmax() + FIRST_DATA_ROW
-        log.warning(
-            "dropped %d rows without a text or a label; the first is row %d (the header is row 1)",
-            count,
-            first_row,
-        )
+        rows = np.flatnonzero(incomplete)
+        log.warning("dropped %d rows without a text or a label: %s", count, places.name(rows))
     return incomplete
 
 
 def build_rows(
-    table: pa.Table, text_column: str, group_column: str | None, labels: np.ndarray, path: str
+    table: pa.Table,
+    text_column: str,
+    labels: np.ndarray,
+    places: RowPlaces,
+    options: Options,
 ) -> tuple[pa.Table, np.ndarray]:
     """The complete rows as `LabeledCorpus.rows`, and the mask [rows of the file] of them."""
     keys = map_chunks(normalized_keys, table[text_column])
-    is_complete = ~is_incomplete(keys, labels, path)
+    is_complete = ~is_incomplete(keys, labels, options.dataset_path, places)
     with ThreadPoolExecutor(1) as pool:
         pending_ids = pool.submit(value_ids, keys)
         near_keys = map_chunks(near_duplicate_key, keys)
@@ -372,24 +283,23 @@ def build_rows(
         "label_pattern": label_patterns(labels),
         "split": file_splits(table),
     }
-    if group_column:
-        columns["group"] = pc.fill_null(pc.utf8_trim_whitespace(table[group_column]), "")
+    if options.group_column:
+        groups = pc.utf8_trim_whitespace(table[options.group_column])
+        columns["group"] = pc.fill_null(groups, "")
     return pa.table(columns).filter(is_complete), is_complete
 
 
 def read_corpus(options: Options) -> LabeledCorpus:
     """Read the files of a run and detect their columns; UserError if a column is ambiguous."""
-    table = read_files(options)
+    table, places = read_files(options)
     check_columns(table, options)
     text_column = options.text_column or detect_text_column(table)
     label_columns = options.label_columns
     if not label_columns:
         label_columns = detect_label_columns(table, {text_column, options.group_column})
     label_columns = tuple(label_columns)
-    task, labels = read_task(table, label_columns)
-    rows, is_complete = build_rows(
-        table, text_column, options.group_column, labels, options.dataset_path
-    )
+    task, labels = read_task(table, label_columns, places)
+    rows, is_complete = build_rows(table, text_column, labels, places, options)
     return LabeledCorpus(table, text_column, label_columns, task, rows, labels[is_complete])
 
 
@@ -399,11 +309,12 @@ def contradicting_rows(corpus: LabeledCorpus) -> np.ndarray:
     return (patterns.transform("min") < patterns.transform("max")).to_numpy()
 
 
-def leaking_rows(corpus: LabeledCorpus) -> np.ndarray:
-    """Mask of the rows whose text is also in a later split of the file.
+def leaking_rows(corpus: LabeledCorpus, is_contradicting: np.ndarray) -> np.ndarray:
+    """Mask of the rows, without contradicting ones, whose text is also in a later split of the
+    file.
 
     A duplicate stays in test rather than in validation, and in validation rather than in train.
     """
     splits = corpus.column("split")
     last_split = pd.Series(splits).groupby(corpus.column("key")).transform("max")
-    return splits < last_split.to_numpy()
+    return (splits < last_split.to_numpy()) & ~is_contradicting

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO
 
+from runtime.errors import escape_unprintable
+
 log = logging.getLogger(__name__)
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -208,5 +210,5 @@ def detect_encoding(file: TextFile, *, keep_invalid: bool = False) -> TextFile:
         else:
             raise UnreadableFile(f"it is damaged UTF-8: the byte at offset {offset} is invalid")
     if file.encoding != "utf-8":
-        log.info("%s is read as %s", file.path, file.encoding)
+        log.info("%s is read as %s", escape_unprintable(str(file.path)), file.encoding)
     return file

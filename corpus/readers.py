@@ -7,12 +7,13 @@ null, and the first row with an error rejects the file. A nameless column N is c
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -21,13 +22,24 @@ from corpus.encodings import UnreadableFile
 from corpus.input_files import check_file, find_format, open_rows, reading_errors
 from corpus.parquet_rows import arrow_errors, open_parquet
 from corpus.row_formats import NumberText, Row, RowFile, clean_column_names
-from runtime.errors import UserError
+from runtime.errors import UserError, escape_unprintable
 
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 10_000
 
+NAMED_ROWS = 5  # rows that a message names; it counts the others
+
 BAR_DELAY_S = 1  # a file that is read sooner (some 10 MB of CSV) shows no progress bar
+
+
+class FileRows(NamedTuple):
+    """A file, or a part of it: columns of strings and nulls, and where its rows are."""
+
+    table: pa.Table
+    numbers: np.ndarray  # [rows] as in `Row.number`
+    unit: str  # what `numbers` counts: lines, or the objects of a JSON array, or rows of Parquet
+    path: str
 
 
 @contextmanager
@@ -85,8 +97,8 @@ def checked_values(row: Row, file: RowFile) -> dict[str, str | None]:
         raise UnreadableFile(f"{file.unit} {row.number} {error}") from error
 
 
-def text_tables(path: str, flag: str, file_format: str | None) -> Iterator[pa.Table]:
-    """A text file as tables of BATCH_ROWS rows; keys of JSON become columns when they occur."""
+def text_tables(path: str, flag: str, file_format: str | None) -> Iterator[FileRows]:
+    """A text file in parts of BATCH_ROWS rows; keys of JSON become columns when they occur."""
     with open_rows(path, flag, file_format) as file, progress_bar(path, file.total, "B") as bar:
         names = dict.fromkeys(file.columns)
         while rows := list(islice(file.rows, BATCH_ROWS)):
@@ -100,7 +112,8 @@ def text_tables(path: str, flag: str, file_format: str | None) -> Iterator[pa.Ta
             for name in names:
                 texts = [row_values.get(name) for row_values in values]
                 columns[name] = pa.array(texts, pa.string())
-            yield pa.table(columns)
+            numbers = np.array([row.number for row in rows])
+            yield FileRows(pa.table(columns), numbers, file.unit, path)
 
 
 def casts_to_text(file: pq.ParquetFile, field: pa.Field) -> bool:
@@ -120,7 +133,7 @@ def casts_to_text(file: pq.ParquetFile, field: pa.Field) -> bool:
     return True
 
 
-def parquet_tables(path: str) -> Iterator[pa.Table]:
+def parquet_tables(path: str) -> Iterator[FileRows]:
     """The columns of a Parquet file that can be cast to text; the log names the others."""
     check_file(Path(path))
     file = open_parquet(Path(path))
@@ -133,8 +146,13 @@ def parquet_tables(path: str) -> Iterator[pa.Table]:
         else:
             left_out.append(name)
     if left_out:
-        log.info("%s: columns without plain values are left out: %s", path, ", ".join(left_out))
+        names_left_out = escape_unprintable(", ".join(left_out))
+        log.info(
+            "%s: columns without plain values are left out: %s",
+            *(escape_unprintable(path), names_left_out),
+        )
     with progress_bar(path, file.metadata.num_rows, "rows") as bar:
+        first_number = 1
         for batch in file.iter_batches(columns=list(text_columns)):
             bar.update(batch.num_rows)
             columns = {}
@@ -142,11 +160,13 @@ def parquet_tables(path: str) -> Iterator[pa.Table]:
                 columns[text_columns[field_name]] = batch[field_name].cast(pa.string())
             table = pa.table(columns)
             table.validate(full=True)
-            yield table
+            numbers = np.arange(first_number, first_number + len(table))
+            first_number += len(table)
+            yield FileRows(table, numbers, "row", path)
 
 
-def stream_tables(path: str, flag: str, *, has_header: bool) -> Iterator[pa.Table]:
-    """A file as tables of strings and nulls; one-line UserError if it cannot be read.
+def stream_parts(path: str, flag: str, *, has_header: bool) -> Iterator[FileRows]:
+    """The parts of a file; one-line UserError if it cannot be read.
 
     Without `has_header`, a .txt file is one text per line instead of a CSV.
     """
@@ -162,16 +182,23 @@ def stream_tables(path: str, flag: str, *, has_header: bool) -> Iterator[pa.Tabl
         yield from text_tables(path, flag, file_format)
 
 
-def read_file(path: str, flag: str) -> pa.Table:
-    """A file as strings and nulls; one-line UserError if it cannot be read or has no rows.
+def read_rows(path: str, flag: str) -> FileRows:
+    """A file in one piece; one-line UserError if it cannot be read or has no rows.
 
     A .txt file is read as a CSV with a header.
     """
-    tables = [pa.table({}), *stream_tables(path, flag, has_header=True)]
+    parts = list(stream_parts(path, flag, has_header=True))
+    tables = [pa.table({}), *(part.table for part in parts)]
     table = pa.concat_tables(tables, promote_options="default")
     if not table.num_rows:
         raise UserError(f"{flag} is {path}, but it has no rows")
-    return table
+    numbers = np.concatenate([part.numbers for part in parts])
+    return FileRows(table, numbers, parts[0].unit, path)
+
+
+def read_file(path: str, flag: str) -> pa.Table:
+    """The columns of a file as strings and nulls; errors as in `read_rows`."""
+    return read_rows(path, flag).table
 
 
 def stream_texts(path: str, flag: str, column: str | None) -> Iterator[pa.ChunkedArray]:
@@ -179,10 +206,38 @@ def stream_texts(path: str, flag: str, column: str | None) -> Iterator[pa.Chunke
 
     one-line UserError if the file cannot be read or has no such column.
     """
-    for table in stream_tables(path, flag, has_header=False):
-        names = table.column_names
+    for part in stream_parts(path, flag, has_header=False):
+        names = part.table.column_names
         if column not in names and len(names) != 1:
             raise UserError(
                 f"{flag} is {path}, but has no column {column}; it has {', '.join(names)}"
             )
-        yield table[column if column in names else names[0]]
+        yield part.table[column if column in names else names[0]]
+
+
+def name_rows(numbers: np.ndarray, unit: str) -> str:
+    """Rows in words: `line 7`, or `lines 2, 4, 6, 8, 10 and 3 more`."""
+    listed = ", ".join(str(number) for number in numbers[:NAMED_ROWS])
+    others = len(numbers) - NAMED_ROWS
+    plural = "" if len(numbers) == 1 else "s"
+    return f"{unit}{plural} {listed}" + (f" and {others} more" if others > 0 else "")
+
+
+class RowPlaces:
+    """Where the rows of one or several files are, for messages."""
+
+    def __init__(self, files: Sequence[FileRows]):
+        """`files` in the order in which they are joined."""
+        self.files = [(rows.path, rows.numbers, rows.unit) for rows in files]
+
+    def name(self, ids: np.ndarray) -> str:
+        """The rows with these ids (from 0) in words, with their files if there are several."""
+        names = []
+        first_id = 0
+        for path, numbers, unit in self.files:
+            is_in_file = (ids >= first_id) & (ids < first_id + len(numbers))
+            if is_in_file.any():
+                name = name_rows(numbers[ids[is_in_file] - first_id], unit)
+                names.append(f"{name} of {path}" if len(self.files) > 1 else name)
+            first_id += len(numbers)
+        return " and ".join(names)

@@ -14,7 +14,7 @@ from pandas.util import hash_array
 
 from corpus.readers import stream_texts
 from corpus.text_keys import text_key
-from runtime.errors import UserError
+from runtime.errors import UserError, escape_unprintable
 from task import NO_LABEL
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def write_unlabeled(
         sources.append("augmented training texts")
     log.info(
         "%s: %d texts, %d skipped: %d of the validation or test split, %d duplicates, %d empty",
-        " and ".join(sources),
+        escape_unprintable(" and ".join(sources)),
         new_texts.texts,
         new_texts.texts - len(unlabeled),
         new_texts.held_out_texts,

@@ -50,6 +50,25 @@ def test_invisible_characters_are_counted(tmp_path):
     assert characters["edge_blanks"] == {"rows": 1}
 
 
+def test_replacement_characters_and_html_entities_are_counted(tmp_path):
+    texts = comments(100)
+    texts[:4] = ["caf\ufffd \ufffd", "Q&amp;A &#39;so&#x27;", "AT&T; x & y;", "&nbsp;"]
+    findings = audit(tmp_path, texts, random_labels(100))
+    assert findings["characters"]["replacement_character"] == {"rows": 1, "characters": 2}
+    assert findings["characters"]["html_entities"] == {"rows": 2, "characters": 4}
+    table = audit_table(findings)
+    assert "HTML entities such as &amp; (4 in total)" in table
+    assert "replacement characters U+FFFD, left by a wrong decoding (2 in total)" in table
+
+
+def test_control_characters_of_names_and_labels_are_escaped(tmp_path):
+    labels = ["bad\x1b[31m", "good\u202e"] * 45
+    options = write_corpus(tmp_path, text=comments(90), **{"la\x07bel": labels})
+    table = audit_table(audit_of(options))
+    assert "la\\x07bel" in table and "bad\\x1b[31m 50.0%, good\\u202e 50.0%" in table
+    assert all(char.isprintable() or char == "\n" for char in table)
+
+
 def test_near_equal_values_of_any_column_are_listed(tmp_path):
     genders = ["female", "female ", "male"] * 30
     findings = audit(tmp_path, comments(90), random_labels(90), gender=genders)
@@ -101,7 +120,9 @@ def test_held_out_texts_with_a_near_duplicate_in_training_are_counted(tmp_path):
 
 def test_a_problem_that_does_not_occur_has_no_line_in_the_table(tmp_path):
     findings = audit(tmp_path, [*comments(90), " "], [*random_labels(90), 0])
-    assert audit_lines(findings)[:2] == [
+    assert audit_lines(findings)[:4] == [
+        ("text column", "text", ""),
+        ("label columns", "label", ""),
         ("rows", "91", ""),
         ("rows without text or label", "1 (1.1%)", "dropped"),
     ]
@@ -115,7 +136,11 @@ def test_the_audit_option_prints_and_stores_the_audit_without_training(tiny_csv,
     argv += ["--output_dir", str(tmp_path), "--experiment", "look"]
     assert main(argv) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == ["rows", "160"]
+    assert [line.split() for line in printed.splitlines()[:3]] == [
+        ["text", "column", "Comments"],
+        ["label", "columns", "HateSpeech"],
+        ["rows", "160"],
+    ]
     assert "112 train, 16 validation, 32 test" in printed
     assert "tokens per text (teacher)" in printed
     directory = tmp_path / "models" / "look"

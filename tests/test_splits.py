@@ -1,6 +1,7 @@
 """Reading and splitting: unambiguous columns, no leakage between splits, no contradictions."""
 
 import dataclasses
+import json
 import random
 import runpy
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from corpora import alternating, comments, write_corpus
+from corpora import alternating, audit_of, comments, write_corpus
 from datasets import DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,20 @@ def test_contradicting_texts_are_dropped(tmp_path):
     options = write_corpus(tmp_path, text=body, label=[*alternating(100), 1])
     for texts in text_sets(load_splits(options)[0]).values():
         assert "comment number 0" not in texts
+
+
+def test_a_text_whose_label_differs_between_the_splits_of_the_file_is_in_none_of_them(tmp_path):
+    split = ["train"] * 100 + ["dev"] * 20 + ["test"] * 20
+    body = comments(140)
+    body[0] = body[139]
+    labels = alternating(140)  # 0 in training, 1 in test
+    options = write_corpus(tmp_path, text=body, label=labels, split=split)
+    splits, _, _ = load_splits(options)
+    assert splits["test"]["id"][:] == list(range(120, 139))
+    assert 0 not in splits["train"]["id"][:]
+    audit = audit_of(options)
+    assert audit["contradictions"] == {"texts": 1, "rows": 2}
+    assert audit["leaks"]["same_text"] == 0
 
 
 def test_the_splits_of_the_file_are_kept_and_their_leaks_dropped(tmp_path):
@@ -142,14 +157,34 @@ def test_dates_and_keys_are_not_texts(tmp_path):
     assert detected == {"text_column": "body", "label_columns": ("is it?",)}
 
 
-def test_rows_without_text_or_label_are_dropped(tmp_path):
+def test_rows_without_text_or_label_are_dropped_and_their_lines_named(tmp_path, caplog):
     body = comments(100)
     labels = [float(label) for label in alternating(100)]
+    body[0] = "two\nlines"
     body[3] = " "
     labels[5] = None
     splits, task, _ = load_splits(write_corpus(tmp_path, text=body, label=labels))
     assert sum(len(split) for split in splits.values()) == 98
     assert task.labels == ("0", "1")
+    assert caplog.messages == ["dropped 2 rows without a text or a label: lines 6, 8"]
+
+
+def test_rows_of_json_lines_are_named_by_their_lines(tmp_path, caplog):
+    lines = ["", ""]
+    for number, text in enumerate(comments(100)):
+        lines.append(json.dumps({"text": text, "label": None if number == 3 else number % 2}))
+    (tmp_path / "file.jsonl").write_text("\n".join(lines))
+    load_splits(Options(dataset_path=str(tmp_path / "file.jsonl")))
+    assert caplog.messages == ["dropped 1 rows without a text or a label: line 6"]
+
+
+def test_rows_of_several_files_are_named_with_their_file(tmp_path, caplog):
+    options = write_corpus(tmp_path, text=comments(100), label=alternating(100))
+    options = with_held_out_files(options)
+    path = Path(options.test_path)
+    path.write_text(path.read_text().replace("comment number 112,", ","))
+    load_splits(options)
+    assert caplog.messages[0] == f"dropped 1 rows without a text or a label: line 4 of {path}"
 
 
 UNUSABLE_FILES = {

@@ -3,6 +3,8 @@
 from faults.fault import Fault
 
 COLUMNS = "corpus/columns.py"
+LABELS = "corpus/labels.py"
+VALUES = "corpus/values.py"
 TEXT_KEYS = "corpus/text_keys.py"
 AUDIT = "corpus/audit.py"
 UNLABELED = "corpus/unlabeled.py"
@@ -14,6 +16,7 @@ METRICS = "metrics.py"
 LOSS_TESTS = "tests/test_compression.py"
 STATE_TESTS = "tests/test_distillation.py"
 SPLIT_TESTS = "tests/test_splits.py"
+LABEL_TESTS = "tests/test_labels.py"
 UNLABELED_TESTS = "tests/test_unlabeled.py"
 STAGE_TESTS = "tests/test_stages.py"
 METRIC_TESTS = "tests/test_metrics.py"
@@ -176,16 +179,59 @@ FAULTS = (
     Fault(
         name="contradicting texts are kept",
         file=DATA,
-        old="return corpus.filter(~is_contradicting)",
-        new="return corpus",
+        old="return corpus.filter(~(is_contradicting | is_leaking))",
+        new="return corpus.filter(~is_leaking)",
         tests=SPLIT_TESTS,
     ),
     Fault(
         name="leaks across the splits of the file are kept",
         file=DATA,
-        old="corpus = corpus.filter(~is_leaking)",
-        new="pass",
+        old="return corpus.filter(~(is_contradicting | is_leaking))",
+        new="return corpus.filter(~is_contradicting)",
         tests=SPLIT_TESTS,
+    ),
+    Fault(
+        name="a text with different labels in training and test stays in test",
+        file=DATA,
+        old="return corpus.filter(~(is_contradicting | is_leaking))",
+        new="corpus = corpus.filter(~leaking_rows(corpus, is_leaking & False))\n"
+        "    return corpus.filter(~contradicting_rows(corpus))",
+        tests=f"{SPLIT_TESTS} -k differs_between",
+    ),
+    Fault(
+        name="labels pass through float",
+        file=LABELS,
+        old='labels.append(cell.partition(".")[0] if has_whole_numbers else cell)',
+        new="labels.append(str(float(cell)) if is_decimal(cell) else cell)",
+        tests=f"{LABEL_TESTS} -k text_of_its_cell",
+    ),
+    Fault(
+        name="numbers are sorted as floats",
+        file=LABELS,
+        old="    return Decimal(label), label\n",
+        new="    return float(label), label[::-1]\n",
+        tests=f"{LABEL_TESTS} -k text_of_its_cell",
+    ),
+    Fault(
+        name="1 and 1.0 are one class in any column",
+        file=LABELS,
+        old="if has_whole_numbers else cell)",
+        new="if WHOLE_NUMBER.fullmatch(cell) else cell)",
+        tests=f"{LABEL_TESTS} -k text_of_its_cell",
+    ),
+    Fault(
+        name="none among words is a missing label",
+        file=LABELS,
+        old="if others and all(is_decimal(cell) or",
+        new="if others and any(is_decimal(cell) or True or",
+        tests=f"{LABEL_TESTS} -k na_words",
+    ),
+    Fault(
+        name="rows are named by their position instead of their line",
+        file="corpus/readers.py",
+        old="numbers = np.array([row.number for row in rows])",
+        new="numbers = np.arange(2, len(rows) + 2)",
+        tests=f"{SPLIT_TESTS} -k lines",
     ),
     Fault(
         name="data_fraction reduces the test split",
@@ -210,7 +256,7 @@ FAULTS = (
     ),
     Fault(
         name="an empty label cell gets the last class",
-        file=COLUMNS,
+        file=VALUES,
         old="decoded[is_present] = np.array(values, dtype=int)[codes[is_present]]",
         new="decoded[:] = np.array(values, dtype=int)[codes]",
         tests=SPLIT_TESTS,
