@@ -88,7 +88,20 @@ def formats_to_time(directory: Path, max_length: int) -> list[str]:
         )
     if formats != ["linear"]:
         check_transformer(directory, max_length)
+    if "torch" in formats:
+        check_weights(directory)
     return formats
+
+
+def check_weights(directory: Path) -> None:
+    """Raise UserError if the PyTorch format has weights that are missing or do not fit."""
+    from encoders.loading import load_weights
+    from encoders.model_files import UnusableModel
+
+    try:
+        load_weights(str(directory), allow_new_head=False)
+    except UnusableModel as error:
+        raise UserError(f"DIR is {directory}, but {error}") from None
 
 
 def check_transformer(directory: Path, max_length: int) -> None:

@@ -7,6 +7,7 @@ safetensors weights are loaded, and never code that comes with a model.
 from __future__ import annotations
 
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from socket import create_connection
 from urllib.parse import urlsplit
@@ -25,11 +26,15 @@ from transformers import (
 )
 
 from encoders.families import encoder_layers
+from encoders.loading import first_line, load_weights
+from encoders.model_files import UnusableModel, check_quantization
 from encoders.specs import check_directory
 from runtime.errors import UserError
 from task import Task
 
 HUB_TIMEOUT_S = 5
+
+MIN_ORDINARY_TOKENS = 10  # a tokenizer without its files has only special tokens, and a few marks
 
 
 # Access to the hub
@@ -70,39 +75,46 @@ def read_config(spec: str, flag: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(
             spec, trust_remote_code=False, local_files_only=is_local_only(spec)
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the file is a stranger's, so any type can occur
         if is_on_disk:
-            reason = "whose config.json cannot be read"
+            reason = f"whose config.json cannot be read ({first_line(error)})"
         else:
             reason = "neither a local directory nor a model that the hub provides now"
         raise UserError(
             f"{flag} is {spec}, {reason}; give a hub name (needs network access), a model "
             "directory, or scratch:4x256"
         ) from error
-    check_encoder(config, spec, flag)
+    try:
+        check_quantization(config.to_dict())
+        check_encoder(config)
+    except UnusableModel as error:
+        raise UserError(f"{flag} is {spec}, but {error}") from error
     return config
 
 
-def check_encoder(config: PretrainedConfig, spec: str, flag: str) -> None:
+def check_encoder(config: PretrainedConfig) -> None:
     """Refuse a config that does not describe an encoder with a sequence classification head."""
-    if not is_encoder_classifier(config):
-        raise UserError(
-            f"{flag} is {spec}, a {config.model_type} model, but must be an encoder that "
-            "classifies texts"
+    not_an_encoder = UnusableModel(
+        f"it is a {config.model_type} model and must be an encoder that classifies texts"
+    )
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise not_an_encoder
+    heads = getattr(config, "num_attention_heads", 1)
+    if not heads or config.hidden_size % heads:
+        raise UnusableModel(
+            f"its config.json has a hidden_size of {config.hidden_size}, which its {heads} "
+            "attention heads do not divide"
         )
-
-
-def is_encoder_classifier(config: PretrainedConfig) -> bool:
-    """Whether the config gives a sequence classifier with encoder layers; loads no weights."""
-    if config.is_encoder_decoder:
-        return False
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return False
     try:
-        encoder_layers(model_without_weights(config))
+        model = model_without_weights(config)
+    except Exception as error:  # each family raises its own types
+        raise UnusableModel(
+            f"its config.json describes no model that can be built: {first_line(error)}"
+        ) from error
+    try:
+        encoder_layers(model)
     except UserError:
-        return False
-    return True
+        raise not_an_encoder from None
 
 
 def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
@@ -111,26 +123,66 @@ def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_config(config)
 
 
-# Tokenizer and weights
+# Tokenizer
 
 
 def load_tokenizer(spec: str, flag: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub name or directory; UserError if there is none.
+    """The tokenizer of a hub name or directory; UserError if there is none that can be used.
 
     It pads on the right, whatever the saved one does: padding on the left would change the absolute
     positions of the tokens.
     """
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             spec,
             use_fast=True,
             padding_side="right",
+            trust_remote_code=False,
             local_files_only=is_local_only(spec),
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{flag} is {spec}, but it has no tokenizer: {first_line(error)}"
-        ) from error
+    except Exception as error:  # the files are a stranger's, so any type can occur
+        reason = f"its tokenizer cannot be read: {first_line(error)}"
+        if "sentencepiece" in str(error):
+            reason = "its tokenizer needs a package: pip install sentencepiece"
+        raise UserError(f"{flag} is {spec}, but {reason}") from error
+    try:
+        check_tokenizer(tokenizer)
+    except UnusableModel as error:
+        raise UserError(f"{flag} is {spec}, but {error}") from error
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that the exported formats cannot use, or that knows no words."""
+    if not tokenizer.is_fast:
+        raise UnusableModel(
+            f"its tokenizer, {type(tokenizer).__name__}, has no fast version (tokenizer.json), "
+            "which every format needs; use another encoder"
+        )
+    ordinary_tokens = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if len(ordinary_tokens) < MIN_ORDINARY_TOKENS:
+        raise UnusableModel(
+            f"its tokenizer has a vocabulary of only {len(tokenizer)} tokens; add the tokenizer "
+            "files of the model"
+        )
+    if tokenizer.pad_token is None:
+        raise UnusableModel(
+            'its tokenizer has no padding token; name one as "pad_token" in tokenizer_config.json'
+        )
+
+
+def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with token ids that have no embedding."""
+    rows = model.get_input_embeddings().num_embeddings
+    token, token_id = max(tokenizer.get_vocab().items(), key=itemgetter(1))
+    if token_id >= rows:
+        raise UnusableModel(
+            f"its tokenizer has token ids up to {token_id} ({token}), and its embedding has only "
+            f"{rows} rows; add the tokenizer files of the same model"
+        )
+
+
+# Weights
 
 
 def load_pretrained(
@@ -138,26 +190,21 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32, with a classification head for `task`) and tokenizer.
 
-    A saved head is kept if its shape fits the task, otherwise a new one is initialized.
+    A saved head is kept if its shape fits the task, otherwise a new one is initialized. UserError
+    if any other weight would be random, or if the tokenizer does not fit.
     """
+    read_config(spec, flag)
+    tokenizer = load_tokenizer(spec, flag)
+    tokenizer.model_max_length = max_length
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, _ = load_weights(
             spec,
+            allow_new_head=True,
             dtype="float32",
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
             local_files_only=is_local_only(spec),
             **task.config(),
         )
-    except OSError as error:
-        raise UserError(
-            f"{flag} is {spec}, but it cannot be loaded: {first_line(error)}"
-        ) from error
-    tokenizer = load_tokenizer(spec, flag)
-    tokenizer.model_max_length = max_length
+        check_token_ids(model, tokenizer)
+    except UnusableModel as error:
+        raise UserError(f"{flag} is {spec}, but {error}") from error
     return model, tokenizer
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error message."""
-    return str(error).splitlines()[0]

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from compression_config import PIPELINES, Options
+from encoders.model_files import UnusableModel, check_model_files
 from runtime.errors import ErrorCollector, UserError
 
 SCRATCH_SPEC = re.compile(r"scratch:(\d+)x(\d+)")
@@ -71,21 +72,11 @@ def teacher_layer_ids(spec: str, available: int) -> list[int]:
 
 
 def check_directory(spec: str, flag: str) -> None:
-    """Refuse a directory without config or safetensors weights, or with code of its own."""
-    directory = Path(spec)
-    config_path = directory / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{flag} is {spec}, but that directory has no config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(
-            f"{flag} is {spec}, but that directory has no .safetensors weights (pickle files are "
-            "refused)"
-        )
-    if '"auto_map"' in config_path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(
-            f"{flag} is {spec}, but models that bring their own code (trust_remote_code) are "
-            "refused"
-        )
+    """Refuse a directory that is not a full-precision model with a tokenizer."""
+    try:
+        check_model_files(Path(spec))
+    except UnusableModel as error:
+        raise UserError(f"{flag} is {spec}, but {error}") from None
 
 
 def check_spec(spec: str, flag: str) -> None:

@@ -136,15 +136,20 @@ def read_json_object(path: Path) -> dict:
 def read_labels(model_dir: Path) -> tuple[tuple[str, ...], bool]:
     """The labels in the order of the logits, and whether the model is multi-label."""
     config = read_json_object(model_dir / "config.json")
-    names = config.get("id2label") or {}
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        names = {}
     multi_label = config.get("problem_type") == "multi_label_classification"
     labels = tuple(str(names.get(str(i))) for i in range(len(names)))
     least = 1 if multi_label else 2
-    is_classifier = config.get("problem_type") != "regression" and len(labels) >= least
+    is_numbered = names.keys() == {str(i) for i in range(len(names))}
+    is_classifier = (
+        is_numbered and config.get("problem_type") != "regression" and len(labels) >= least
+    )
     if not is_classifier or len(set(labels)) < len(labels):
         raise UserError(
             f"--model is {model_dir}, but its config.json must name two labels or more in "
-            "id2label, each once"
+            "id2label, each once, with the keys 0, 1, 2, ..."
         )
     return labels, multi_label
 

@@ -186,15 +186,19 @@ def load_engine(
 def load_torch(
     model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """Load any checkpoint that plain `from_pretrained` supports: fp32, fp16, int8, NF4."""
+    """Load any checkpoint that plain `from_pretrained` supports: fp32, fp16, int8, NF4.
+
+    UnusableModel if a weight is missing.
+    """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from encoders.loading import load_weights
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, device_map=device, use_safetensors=True
-    ).eval()
+    model, _ = load_weights(str(model_dir), allow_new_head=False, device_map=device)
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     tokenize = make_tokenize(tokenizer.backend_tokenizer, max_length, tokenizer.truncation_side)
 

@@ -106,9 +106,9 @@ def check_processes(options: Options) -> None:
         )
 
 
-def check_student(options: Options) -> None:
+def check_student(options: Options, task: Task) -> None:
     """Refuse a student that cannot be built from this teacher."""
-    check_start(options.student_path, "--student_path", options.max_length)
+    check_start(options.student_path, "--student_path", task, options.max_length)
     if options.student_path.startswith("teacher:"):
         layers = config_value(options.teacher_path, "--teacher_path", "num_hidden_layers")
         teacher_layer_ids(options.student_path, layers)
@@ -220,12 +220,12 @@ def check_runs(runs: list[Options], task: Task) -> None:
     with errors:
         check_processes(options)
     with errors:
-        check_start(options.teacher_path, "--teacher_path", options.max_length)
+        check_start(options.teacher_path, "--teacher_path", task, options.max_length)
     with errors:
         resolve_precision(options.precision, resolve_device(options.device))
     if "distill" in stages:
         with errors:
-            check_student(options)
+            check_student(options, task)
     for run in runs:
         with errors:
             check_shapes(run)

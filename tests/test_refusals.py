@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_models import save_tokenizer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -208,7 +209,7 @@ def test_bad_options_are_refused(words, said, refused):
 
 def save_bert(folder: Path, labels: tuple[str, ...] = ("0", "1")) -> Path:
     config = BertConfig(
-        vocab_size=30,
+        vocab_size=200,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -217,6 +218,7 @@ def save_bert(folder: Path, labels: tuple[str, ...] = ("0", "1")) -> Path:
         id2label=dict(enumerate(labels)),
     )
     BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer("bert", folder)
     return folder
 
 
@@ -240,20 +242,21 @@ def own_code(folder: Path) -> str:
 
 def torn_config(folder: Path) -> str:
     (save_bert(folder) / "config.json").write_text('{"model_type": "be')
-    return "whose config.json cannot be read"
+    return "its config.json cannot be read"
 
 
 def decoder(folder: Path) -> str:
+    save_bert(folder)
     GPT2ForSequenceClassification(
         GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2)
     ).save_pretrained(folder)
-    return "a gpt2 model, but must be an encoder"
+    return "it is a gpt2 model and must be an encoder"
 
 
 def encoder_decoder(folder: Path) -> str:
     save_bert(folder)
     T5Config().save_pretrained(folder)
-    return "a t5 model, but must be an encoder"
+    return "it is a t5 model and must be an encoder"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,406 @@
+"""What is loaded as teacher, student or served model: every weight is read, or it is refused."""
+
+import json
+import logging
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_families import TASK, family_tokenizer, save_family
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import benchmark
+import inference
+from compression_config import Options
+from encoders.model_files import UnusableModel
+from encoders.pretrained import check_tokenizer, load_pretrained
+from engines.engine import load_engine, predict_logits
+from experiments.checks import check_runs
+from runtime.errors import UserError
+
+MAX_LENGTH = 64
+TEXTS = ["river house", "unhappy road sang quickly", "slow"]
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 442000000\n"
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory) -> Path:
+    """A tiny BERT classifier that nothing is wrong with."""
+    return save_family("bert", tmp_path_factory.mktemp("intact") / "bert")
+
+
+@pytest.fixture
+def model_dir(intact, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(intact, tmp_path / "model"))
+
+
+def change_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | changes))
+
+
+def rename_weights(directory: Path, rename) -> None:
+    """Rename every tensor with `rename`; None drops it."""
+    path = directory / "model.safetensors"
+    renamed = {}
+    for name, tensor in load_file(path).items():
+        if rename(name):
+            renamed[rename(name)] = tensor
+    save_file(renamed, path, {"format": "pt"})
+
+
+def change_weight(directory: Path, name: str, tensor: torch.Tensor) -> None:
+    path = directory / "model.safetensors"
+    save_file(load_file(path) | {name: tensor}, path, {"format": "pt"})
+
+
+def check_run(**options) -> None:
+    """The checks of a run before any training."""
+    check_runs([Options(max_length=MAX_LENGTH, **options)], TASK)
+
+
+def refusal(**options) -> str:
+    with pytest.raises(UserError) as raised:
+        check_run(**options)
+    (line,) = raised.value.lines
+    return line
+
+
+# The damages: each returns what the refusal says
+
+
+def foreign_names(directory: Path) -> str:
+    rename_weights(directory, lambda name: f"teacher_of_mine.{name}")
+    return "of the 41 tensors that its config.json describes are not in its weights"
+
+
+def other_family(directory: Path) -> str:
+    change_config(directory, model_type="distilbert")
+    return "are not in its weights, the first is distilbert.embeddings"
+
+
+def more_layers(directory: Path) -> str:
+    change_config(directory, num_hidden_layers=3)
+    return "the first is bert.encoder.layer.2.attention.output.LayerNorm.bias"
+
+
+def fewer_layers(directory: Path) -> str:
+    change_config(directory, num_hidden_layers=1)
+    return "16 encoder tensors of its weights have no place in the model"
+
+
+def other_width(directory: Path) -> str:
+    change_config(directory, intermediate_size=50)
+    return "bert.encoder.layer.0.intermediate.dense.bias: [48] instead of [50]"
+
+
+def missing_tensor(directory: Path) -> str:
+    rename_weights(directory, lambda name: "" if "1.output.dense.weight" in name else name)
+    return "1 of the 41 tensors"
+
+
+def not_a_number(directory: Path) -> str:
+    weight = torch.zeros(48)
+    weight[7] = float("nan")
+    change_weight(directory, "bert.encoder.layer.0.intermediate.dense.bias", weight)
+    return "NaN or infinite, the first is bert.encoder.layer.0.intermediate.dense.bias"
+
+
+def infinite(directory: Path) -> str:
+    change_weight(directory, "bert.pooler.dense.bias", torch.full((32,), -torch.inf))
+    return "1 tensors of its weights have values that are NaN or infinite"
+
+
+def heads_that_do_not_divide(directory: Path) -> str:
+    change_config(directory, num_attention_heads=3)
+    return "a hidden_size of 32, which its 3 attention heads do not divide"
+
+
+def config_of_text(directory: Path) -> str:
+    (directory / "config.json").write_text("BERT, 2 layers")
+    return "its config.json cannot be read as a JSON object"
+
+
+def config_of_a_list(directory: Path) -> str:
+    (directory / "config.json").write_text("[1, 2]")
+    return "its config.json cannot be read as a JSON object"
+
+
+def labels_in_a_list(directory: Path) -> str:
+    change_config(directory, id2label=["0", "1"])
+    return "whose config.json cannot be read"
+
+
+def truncated(directory: Path) -> str:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return "its model.safetensors is damaged or incomplete"
+
+
+def empty_weights(directory: Path) -> str:
+    (directory / "model.safetensors").write_bytes(b"")
+    return "its model.safetensors is damaged or incomplete"
+
+
+def lfs_pointer(directory: Path) -> str:
+    (directory / "model.safetensors").write_bytes(LFS_POINTER)
+    return "its model.safetensors is only a Git LFS pointer; run git lfs pull"
+
+
+def lfs_tokenizer(directory: Path) -> str:
+    (directory / "tokenizer.json").write_bytes(LFS_POINTER)
+    return "its tokenizer.json is only a Git LFS pointer"
+
+
+def weights_that_are_a_folder(directory: Path) -> str:
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors").mkdir()
+    return "its model.safetensors cannot be read: Is a directory"
+
+
+def missing_shard(directory: Path) -> str:
+    (directory / "model.safetensors").unlink()
+    index = {
+        "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002.safetensors"}
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "2 of the 2 weight files that model.safetensors.index.json names are missing"
+
+
+def shard_elsewhere(directory: Path) -> str:
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "../other/model.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "names files outside of that directory"
+
+
+def adapter(directory: Path) -> str:
+    (directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return "that directory has an adapter (adapter_config.json), not a model"
+
+
+def gptq(directory: Path) -> str:
+    change_config(directory, quantization_config={"quant_method": "gptq", "bits": 4})
+    return "its weights are quantized (gptq); give the full-precision model"
+
+
+def integer_weights(directory: Path) -> str:
+    name = "bert.encoder.layer.0.output.dense.weight"
+    change_weight(directory, name, torch.ones(32, 48, dtype=torch.int8))
+    return f"tensors of type I8, such as {name}"
+
+
+def only_graphs(directory: Path) -> str:
+    (directory / "model.safetensors").unlink()
+    (directory / "onnx").mkdir()
+    (directory / "onnx" / "model_static.onnx").touch()
+    return "has no model.safetensors, only graphs; give the full-precision model"
+
+
+def no_tokenizer(directory: Path) -> str:
+    for path in directory.glob("tokenizer*"):
+        path.unlink()
+    return "that directory has no tokenizer"
+
+
+def empty_vocabulary(directory: Path) -> str:
+    no_tokenizer(directory)
+    (directory / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    return "its tokenizer has a vocabulary of only 5 tokens"
+
+
+def no_padding_token(directory: Path) -> str:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["pad_token"]
+    path.write_text(json.dumps(config))
+    return 'its tokenizer has no padding token; name one as "pad_token"'
+
+
+def ids_beyond_the_embedding(directory: Path) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens(["xylophone"])
+    tokenizer.save_pretrained(directory)
+    return "token ids up to 162 (xylophone), and its embedding has only 162 rows"
+
+
+def slow_tokenizer(directory: Path) -> str:
+    no_tokenizer(directory)
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
+    (directory / "vocab.txt").write_text("".join(f"word{i} {i}\n" for i in range(20)))
+    (directory / "bpe.codes").write_text("#version\nr i 10\n")
+    return "its tokenizer, PhobertTokenizer, has no fast version"
+
+
+def tokenizer_of_nothing(directory: Path) -> str:
+    (directory / "tokenizer.json").write_text("{}")
+    return "its tokenizer cannot be read"
+
+
+DAMAGES = [
+    foreign_names,
+    other_family,
+    more_layers,
+    fewer_layers,
+    other_width,
+    missing_tensor,
+    not_a_number,
+    infinite,
+    heads_that_do_not_divide,
+    config_of_text,
+    config_of_a_list,
+    labels_in_a_list,
+    truncated,
+    empty_weights,
+    lfs_pointer,
+    lfs_tokenizer,
+    weights_that_are_a_folder,
+    missing_shard,
+    shard_elsewhere,
+    adapter,
+    gptq,
+    integer_weights,
+    only_graphs,
+    no_tokenizer,
+    empty_vocabulary,
+    no_padding_token,
+    ids_beyond_the_embedding,
+    slow_tokenizer,
+    tokenizer_of_nothing,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_teacher_that_cannot_be_read_completely_is_refused_before_training(damage, model_dir):
+    said = damage(model_dir)
+    line = refusal(teacher_path=str(model_dir), student_path="scratch:1x64")
+    assert said in line
+    assert line.startswith(f"--teacher_path is {model_dir}, ")
+
+
+@pytest.mark.parametrize("damage", [foreign_names, fewer_layers, truncated, no_tokenizer])
+def test_a_student_that_cannot_be_read_completely_is_refused_before_training(damage, model_dir):
+    said = damage(model_dir)
+    line = refusal(teacher_path="scratch:1x64", student_path=str(model_dir))
+    assert said in line
+    assert line.startswith(f"--student_path is {model_dir}, ")
+
+
+def test_an_intact_model_passes(intact):
+    check_run(teacher_path=str(intact), student_path=str(intact))
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_sentencepiece_tokenizer_names_the_package_it_needs(model_dir):
+    no_tokenizer(model_dir)
+    (model_dir / "spm.model").write_bytes(b"\n")
+    line = refusal(teacher_path=str(model_dir), student_path="scratch:1x64")
+    assert line.endswith(
+        "SentencePiece model (spm.model), which needs a package: pip install sentencepiece"
+    )
+
+
+def test_a_tokenizer_of_special_tokens_only_is_refused():
+    with pytest.raises(UnusableModel, match="only 2 tokens"):
+        check_tokenizer(
+            PreTrainedTokenizerFast(
+                tokenizer_object=family_tokenizer("bert").backend_tokenizer.from_str(
+                    '{"version":"1.0","added_tokens":[],"model":{"type":"WordLevel",'
+                    '"vocab":{"[PAD]":0,"[UNK]":1},"unk_token":"[UNK]"}}'
+                ),
+                pad_token="[PAD]",
+                unk_token="[UNK]",
+            )
+        )
+
+
+# Wrappers
+
+
+def logits_of(directory: Path) -> np.ndarray:
+    model, tokenizer = load_pretrained(str(directory), "--teacher_path", TASK, MAX_LENGTH)
+    with torch.inference_mode():
+        return model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.numpy()
+
+
+@pytest.mark.parametrize(
+    "wrap, removed",
+    [
+        (lambda name: f"module.{name}", "module."),
+        (lambda name: f"model.{name}", "model."),
+        (lambda name: f"model.module.{name}", "model.module."),
+        (lambda name: f"_orig_mod.{name}", "_orig_mod."),
+        (lambda name: f"module._orig_mod.{name}", "_orig_mod. and module."),
+        (lambda name: name.replace("bert.", "bert._orig_mod."), "_orig_mod."),
+        (lambda name: name.replace("layer.1.", "layer.1._fsdp_wrapped_module."), "_fsdp_wrapped"),
+        (lambda name: name.replace("bert.", "encoder."), "encoder."),
+        (lambda name: name.replace("bert.", "0.auto_model."), "0.auto_model."),
+    ],
+)
+def test_a_wrapper_prefix_is_removed_with_a_note(wrap, removed, intact, model_dir, caplog):
+    rename_weights(model_dir, wrap)
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(logits_of(model_dir), logits_of(intact))
+    (note,) = [line for line in caplog.messages if line.startswith("note: ")]
+    assert f"are read without {removed}" in note
+
+
+def test_weights_of_a_language_model_or_a_base_model_are_complete(intact, model_dir):
+    def without_prefix(name: str) -> str:
+        return "" if name.startswith("classifier") else name.removeprefix("bert.")
+
+    rename_weights(model_dir, without_prefix)
+    change_weight(model_dir, "cls.predictions.bias", torch.zeros(162))
+    change_weight(model_dir, "embeddings.position_ids", torch.arange(80)[None])
+    model, _ = load_pretrained(str(model_dir), "--teacher_path", TASK, MAX_LENGTH)
+    saved = load_file(intact / "model.safetensors")
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved if "bert." in name)
+
+
+# Served folders
+
+
+@pytest.mark.parametrize("damage", [foreign_names, fewer_layers, missing_tensor, not_a_number])
+def test_a_model_with_random_weights_is_never_served(damage, model_dir):
+    said = damage(model_dir)
+    with pytest.raises(UserError, match="--engine is torch, but it failed to load") as raised:
+        inference.load(model_dir, "torch", threads=1)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", [foreign_names, not_a_number])
+def test_a_model_with_random_weights_is_never_timed(damage, model_dir, capsys):
+    said = damage(model_dir)
+    assert benchmark.main([str(model_dir), "--max_length", "64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"benchmark.py: error: DIR is {model_dir}, but ") and said in line
+
+
+def test_a_model_without_a_head_is_never_served(model_dir):
+    rename_weights(model_dir, lambda name: name if name.startswith("bert.") else "")
+    with pytest.raises(UserError, match="2 of the 41 tensors .* classifier.bias"):
+        inference.load(model_dir, "torch", threads=1)
+
+
+def test_a_served_model_is_read_through_a_wrapper(intact, model_dir):
+    rename_weights(model_dir, lambda name: f"module.{name}")
+    before = predict_logits(load_engine(intact, "torch", MAX_LENGTH), TEXTS)
+    assert np.array_equal(
+        predict_logits(load_engine(model_dir, "torch", MAX_LENGTH), TEXTS), before
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [{"0": "a", "2": "b"}, {"a": "x", "b": "y"}, ["a", "b"], {"0": "a"}]
+)
+def test_a_served_model_must_name_each_label(names, model_dir):
+    change_config(model_dir, id2label=names)
+    with pytest.raises(UserError, match="must name two labels or more in id2label"):
+        inference.load(model_dir, "torch", threads=1)
