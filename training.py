@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -36,6 +36,7 @@ from transformers import (
 
 from compression_config import Options
 from data import label_array, labeled_rows, read_tokens, token_lengths, write_tokens
+from encoders.saved_heads import output_layer
 from encoders.start import save_model, start_teacher
 from engines.engine import load_engine, predict_logits
 from losses import balanced_weights, distillation_loss, hard_label_loss
@@ -183,9 +184,9 @@ def fine_tune_teacher(
 
 
 def head_bias(model: PreTrainedModel) -> Tensor:
-    """The bias [labels] of the last Linear: the last term of the logits."""
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return linears[-1].bias
+    """The bias [labels] of the output layer: the last term of the logits."""
+    _name, layer = output_layer(model)
+    return layer.bias
 
 
 def fold_thresholds_(bias: Tensor, thresholds: list[float]) -> None:

@@ -28,6 +28,7 @@ from transformers import (
 from encoders.families import encoder_layers
 from encoders.loading import first_line, load_weights
 from encoders.model_files import UnusableModel, check_quantization
+from encoders.saved_heads import check_finished_head, fit_head_
 from encoders.specs import check_directory
 from runtime.errors import UserError
 from task import Task
@@ -186,18 +187,19 @@ def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def load_pretrained(
-    spec: str, flag: str, task: Task, max_length: int
+    spec: str, flag: str, task: Task, max_length: int, *, is_finished: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32, with a classification head for `task`) and tokenizer.
 
-    A saved head is kept if its shape fits the task, otherwise a new one is initialized. UserError
-    if any other weight would be random, or if the tokenizer does not fit.
+    A saved head for the task's labels is kept, in their order; otherwise a new one is initialized,
+    or with `is_finished` refused. UserError if any other weight would be random, or if the
+    tokenizer does not fit.
     """
-    read_config(spec, flag)
+    config = read_config(spec, flag)
     tokenizer = load_tokenizer(spec, flag)
     tokenizer.model_max_length = max_length
     try:
-        model, _ = load_weights(
+        model, new_names = load_weights(
             spec,
             allow_new_head=True,
             dtype="float32",
@@ -207,4 +209,10 @@ def load_pretrained(
         check_token_ids(model, tokenizer)
     except UnusableModel as error:
         raise UserError(f"{flag} is {spec}, but {error}") from error
+    if is_finished:
+        try:
+            check_finished_head(config, new_names, task)
+        except UnusableModel as error:
+            raise UserError(f"--teacher_epochs is 0, but {spec} is the teacher: {error}") from error
+    fit_head_(model, config, new_names, task, spec)
     return model, tokenizer

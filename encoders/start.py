@@ -82,11 +82,14 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_d
 # Facts about a model before it is loaded
 
 
-def check_start(spec: str, flag: str, task: Task, max_length: int) -> None:
+def check_start(
+    spec: str, flag: str, task: Task, max_length: int, *, is_finished: bool = False
+) -> None:
     """Refuse a spec that cannot be loaded, or whose model cannot read `max_length` tokens.
 
-    Pretrained weights are loaded once, so that nothing is trained before they are known to fit. The
-    layers of `teacher:N` are checked elsewhere, because the teacher is needed for that.
+    Pretrained weights are loaded once, so that nothing is trained before they are known to fit;
+    `is_finished` requires a head for the task's labels. The layers of `teacher:N` are checked
+    elsewhere, because the teacher is needed for that.
     """
     check_spec(spec, flag)
     if is_scratch(spec) or TEACHER_SPEC.fullmatch(spec):
@@ -94,7 +97,7 @@ def check_start(spec: str, flag: str, task: Task, max_length: int) -> None:
     limit = position_limit(read_config(spec, flag))
     if limit < max_length:
         raise UserError(f"--max_length is {max_length}, but {spec} reads at most {limit} tokens")
-    load_pretrained(spec, flag, task, max_length)
+    load_pretrained(spec, flag, task, max_length, is_finished=is_finished)
 
 
 def config_value(spec: str, flag: str, name: str) -> int:

@@ -14,7 +14,7 @@ import export
 import quantization
 from compression_config import PIPELINES, Options
 from encoders.families import ffn_width
-from encoders.pretrained import load_tokenizer, read_config
+from encoders.pretrained import load_tokenizer
 from encoders.specs import is_scratch, teacher_layer_ids
 from encoders.start import check_start, config_value, empty_encoder, has_known_queries
 from encoders.vocabulary import plain_backend
@@ -68,24 +68,15 @@ def check_reporting(tracker: str) -> None:
             raise UserError(f"--report_to is {tracker}, but {reason}") from None
 
 
-def check_finished_teacher(spec: str, task: Task) -> None:
-    """Refuse `--teacher_epochs 0` for a model that was not fine-tuned on these labels."""
-    if spec.startswith("scratch:"):
+def check_teacher(options: Options, task: Task) -> None:
+    """Refuse a teacher that cannot be loaded; `--teacher_epochs 0` needs a fine-tuned one."""
+    spec = options.teacher_path
+    is_finished = options.teacher_epochs == 0
+    if is_finished and is_scratch(spec):
         raise UserError(
             f"--teacher_epochs is 0, but {spec} has no fine-tuned head (random weights)"
         )
-    config = read_config(spec, "--teacher_path")
-    architectures = getattr(config, "architectures", None) or ["unknown"]
-    if not architectures[0].endswith("ForSequenceClassification"):
-        raise UserError(
-            f"--teacher_epochs is 0, but {spec} has no fine-tuned head ({architectures[0]})"
-        )
-    labels = tuple(config.id2label[i] for i in sorted(config.id2label))
-    if labels != task.labels:
-        raise UserError(
-            f"--teacher_epochs is 0, but {spec} predicts {', '.join(labels)} and the file has "
-            f"{', '.join(task.labels)}"
-        )
+    check_start(spec, "--teacher_path", task, options.max_length, is_finished=is_finished)
 
 
 def check_tunable(task: Task) -> None:
@@ -220,7 +211,7 @@ def check_runs(runs: list[Options], task: Task) -> None:
     with errors:
         check_processes(options)
     with errors:
-        check_start(options.teacher_path, "--teacher_path", task, options.max_length)
+        check_teacher(options, task)
     with errors:
         resolve_precision(options.precision, resolve_device(options.device))
     if "distill" in stages:
@@ -243,8 +234,6 @@ def check_runs(runs: list[Options], task: Task) -> None:
         check_installed("--export", options.export, packages)
     errors.raise_if_any()
 
-    if options.teacher_epochs == 0:
-        check_finished_teacher(options.teacher_path, task)
     if options.tune_threshold:
         check_tunable(task)
 

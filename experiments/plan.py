@@ -122,7 +122,7 @@ STAGES = (
         row="teacher",
         epochs="teacher_epochs",
         is_trained=True,
-        version=2,
+        version=3,
     ),
     Stage(
         "linear",
@@ -143,6 +143,7 @@ STAGES = (
         row="start",
         asked_by=("trim_vocab", "ffn_width"),
         in_pipeline="distill",
+        version=2,
     ),
     Stage(
         "trim",
@@ -178,7 +179,7 @@ STAGES = (
         epochs="epochs",
         is_trained=True,
         is_compared_only=True,
-        version=4,
+        version=5,
     ),
     Stage(
         "distill",
@@ -192,7 +193,7 @@ STAGES = (
         rows=Rows.SOFT,
         epochs="epochs",
         is_trained=True,
-        version=4,
+        version=5,
     ),
     Stage(
         "prune",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import TASK, family_tokenizer, save_family
+from tiny_families import TASK, family_tokenizer, save_family, splits_of
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import benchmark
@@ -18,9 +18,12 @@ import inference
 from compression_config import Options
 from encoders.model_files import UnusableModel
 from encoders.pretrained import check_tokenizer, load_pretrained
+from engines.classifier import read_labels
 from engines.engine import load_engine, predict_logits
 from experiments.checks import check_runs
 from runtime.errors import UserError
+from task import Task
+from training import fine_tune_teacher
 
 MAX_LENGTH = 64
 TEXTS = ["river house", "unhappy road sang quickly", "slow"]
@@ -362,6 +365,129 @@ def test_weights_of_a_language_model_or_a_base_model_are_complete(intact, model_
     saved = load_file(intact / "model.safetensors")
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], saved[name]) for name in saved if "bert." in name)
+
+
+# The labels of a saved head
+
+HATE = Task(("clean", "hate"), multi_label=False)
+
+
+def finished_teacher(model_dir: Path, tmp_path: Path, task: Task = HATE) -> Path:
+    """The stage `teacher` with `--teacher_epochs 0`, after the checks of the run."""
+    options = Options(
+        max_length=MAX_LENGTH,
+        teacher_path=str(model_dir),
+        teacher_epochs=0,
+        student_path="scratch:1x64",
+        device="cpu",
+    )
+    check_runs([options], task)
+    out_dir = tmp_path / "teacher"
+    out_dir.mkdir()
+    return fine_tune_teacher(str(model_dir), splits_of(TEXTS), task, out_dir, options)
+
+
+@pytest.mark.parametrize(
+    "names, columns",
+    [
+        (["hate", "clean"], [1, 0]),  # in another order than the file's
+        (["clean", "hate"], [0, 1]),
+        (["LABEL_0", "LABEL_1"], [0, 1]),  # no names: by position
+    ],
+)
+def test_a_finished_teacher_keeps_each_label_on_its_own_logit(
+    names, columns, intact, model_dir, tmp_path
+):
+    change_config(model_dir, id2label=dict(enumerate(names)))
+    teacher_dir = finished_teacher(model_dir, tmp_path)
+    before = predict_logits(load_engine(intact, "torch", MAX_LENGTH), TEXTS)
+    after = predict_logits(load_engine(teacher_dir, "torch", MAX_LENGTH), TEXTS)
+    assert np.array_equal(after, before[:, columns])
+    assert read_labels(teacher_dir)[0] == HATE.labels
+
+
+def test_numbers_as_names_are_labels(model_dir, tmp_path):
+    change_config(model_dir, id2label={"0": 1, "1": 0})
+    weights = load_file(model_dir / "model.safetensors")
+    teacher_dir = finished_teacher(model_dir, tmp_path, TASK)
+    saved = load_file(teacher_dir / "model.safetensors")
+    assert torch.equal(saved["classifier.weight"], weights["classifier.weight"].flip(0))
+    assert torch.equal(saved["classifier.bias"], weights["classifier.bias"].flip(0))
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["hate", "clean"], "predicts hate, clean: its rows are reordered to clean, hate"),
+        (["LABEL_0", "LABEL_1"], "have no names (LABEL_0, LABEL_1): they are read as clean, hate"),
+        (["no", "yes"], "predicts no, yes, not clean, hate: it gets a new classification head"),
+    ],
+)
+def test_a_head_that_is_not_simply_kept_gives_a_note(names, said, model_dir, caplog):
+    change_config(model_dir, id2label=dict(enumerate(names)))
+    with caplog.at_level(logging.WARNING):
+        load_pretrained(str(model_dir), "--teacher_path", HATE, MAX_LENGTH)
+        load_pretrained(str(model_dir), "--teacher_path", HATE, MAX_LENGTH)
+    (note,) = [line for line in caplog.messages if line.startswith("note: ")]
+    assert said in note
+
+
+def test_a_head_for_other_labels_is_initialized_again(model_dir):
+    change_config(model_dir, id2label={"0": "no", "1": "yes"})
+    change_weight(model_dir, "classifier.bias", torch.tensor([3.0, -3.0]))
+    model, _ = load_pretrained(str(model_dir), "--teacher_path", HATE, MAX_LENGTH)
+    saved = load_file(model_dir / "model.safetensors")
+    assert torch.equal(model.classifier.bias, torch.zeros(2))
+    assert not torch.equal(model.classifier.weight, saved["classifier.weight"])
+    assert torch.equal(model.bert.pooler.dense.weight, saved["bert.pooler.dense.weight"])
+
+
+def test_a_head_with_another_number_of_labels_is_initialized_again(model_dir):
+    three = Task(("a", "b", "c"), multi_label=False)
+    model, _ = load_pretrained(str(model_dir), "--teacher_path", three, MAX_LENGTH)
+    assert model.classifier.weight.shape == (3, 32)
+
+
+def headless(directory: Path) -> str:
+    rename_weights(directory, lambda name: name if name.startswith("bert.") else "")
+    return "it has no fine-tuned head: classifier.bias is not in its weights"
+
+
+def gap_in_the_labels(directory: Path) -> str:
+    change_config(directory, id2label={"0": "clean", "2": "hate"})
+    return "must number the labels 0, 1, 2, ... without gaps"
+
+
+def other_labels(directory: Path) -> str:
+    change_config(directory, id2label={"0": "no", "1": "yes"})
+    return "it predicts no, yes and the file has clean, hate"
+
+
+def more_labels(directory: Path) -> str:
+    change_config(directory, id2label={"0": "clean", "1": "hate", "2": "spam"})
+    return "it predicts clean, hate, spam and the file has clean, hate"
+
+
+def several_labels_per_text(directory: Path) -> str:
+    change_config(
+        directory,
+        id2label={"0": "clean", "1": "hate"},
+        problem_type="multi_label_classification",
+    )
+    return "it predicts several labels per text"
+
+
+@pytest.mark.parametrize(
+    "damage", [headless, gap_in_the_labels, other_labels, more_labels, several_labels_per_text]
+)
+def test_a_teacher_that_is_not_finished_is_refused_with_0_epochs(damage, model_dir, tmp_path):
+    if damage is headless:
+        change_config(model_dir, id2label={"0": "clean", "1": "hate"})
+    said = damage(model_dir)
+    with pytest.raises(UserError) as raised:
+        finished_teacher(model_dir, tmp_path)
+    (line,) = raised.value.lines
+    assert line.startswith("--teacher_epochs is 0, but ") and said in line
 
 
 # Served folders
