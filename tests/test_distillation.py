@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets
 from safetensors.torch import load_file
+from tiny_models import save_tokenizer
 from tiny_training import TASK, soft_splits, tiny_options, write_scratch_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerCallback
 
@@ -225,6 +226,7 @@ def test_recorded_states_are_those_of_the_last_forward_pass(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unknown_queries_are_detected_before_training(family, tmp_path):
     family_model(family, 1).save_pretrained(tmp_path)
+    save_tokenizer(family, tmp_path)
     is_known = family not in UNKNOWN_QUERIES
     assert has_known_queries(str(tmp_path), "--teacher_path") is is_known
 

@@ -33,7 +33,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsiz
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory) -> Path:
     """A tiny BERT classifier that nothing is wrong with."""
-    return save_family("bert", tmp_path_factory.mktemp("intact") / "bert")
+    directory = save_family("bert", tmp_path_factory.mktemp("intact") / "bert")
+    change_weight(directory, "classifier.bias", torch.tensor([0.25, -0.5]))
+    return directory
 
 
 @pytest.fixture

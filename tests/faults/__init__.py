@@ -3,8 +3,18 @@
 `scripts/check_faults.py` plants them one at a time.
 """
 
-from faults import data, encoders, engines, experiments, readers, reporting, scripts, training
+from faults import (
+    data,
+    encoders,
+    engines,
+    experiments,
+    loading,
+    readers,
+    reporting,
+    scripts,
+    training,
+)
 from faults.fault import Fault
 
-AREAS = (data, readers, encoders, training, engines, reporting, experiments, scripts)
+AREAS = (data, readers, encoders, loading, training, engines, reporting, experiments, scripts)
 FAULTS: tuple[Fault, ...] = tuple(fault for area in AREAS for fault in area.FAULTS)
