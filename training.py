@@ -11,15 +11,10 @@ import math
 from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_model
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -39,6 +34,7 @@ from data import label_array, labeled_rows, read_tokens, token_lengths, write_to
 from encoders.saved_heads import output_layer
 from encoders.start import save_model, start_teacher
 from engines.engine import load_engine, predict_logits
+from engines.linear import new_pipeline, write_linear
 from losses import balanced_weights, distillation_loss, hard_label_loss
 from metrics import macro_f1, tune_thresholds
 from runtime.checkpoints import (
@@ -225,13 +221,7 @@ def fit_linear(
     model_in: str, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
     """Stage `linear`: TF-IDF of character 2- to 5-grams and logistic regression (C = 10)."""
-    classifier = LogisticRegression(C=10, max_iter=1000, random_state=options.seed)
-    if task.multi_label:
-        classifier = OneVsRestClassifier(classifier)
-    vectorizer = TfidfVectorizer(
-        analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True
-    )
-    pipeline = make_pipeline(vectorizer, classifier)
+    pipeline = new_pipeline(multi_label=task.multi_label, seed=options.seed)
     pipeline.fit(splits["train"][:]["text"], label_array(splits["train"]))
-    joblib.dump(pipeline, out_dir / "linear.joblib")
+    write_linear(pipeline, out_dir)
     return out_dir

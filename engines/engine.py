@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from engines.linear import LINEAR_NAME, read_linear
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,8 +37,6 @@ GRAPH_PATTERNS = {"onnx": "onnx/*.onnx", "openvino": "openvino/*.xml"}  # engine
 INT4_GROUP_SIZE = 64  # weights that share a scale in OpenVINO's 4-bit formats
 
 UNLIMITED_LENGTH = 10**6  # tokenizers without a limit have a huge `model_max_length`
-
-SMALLEST_PROBABILITY = 1e-12  # keeps the logits of the linear baseline finite
 
 TokenIds = Sequence[int]
 
@@ -89,7 +89,7 @@ def formats_in(model_dir: Path) -> list[str]:
     format_names = []
     if any(model_dir.glob("model*.safetensors")):
         format_names.append("torch")
-    if (model_dir / "linear.joblib").is_file():
+    if (model_dir / LINEAR_NAME).is_file():
         format_names.append("linear")
     for pattern in GRAPH_PATTERNS.values():
         for path in sorted(model_dir.glob(pattern)):
@@ -115,7 +115,7 @@ def serving_files(model_dir: Path | str, format_name: str) -> list[Path]:
     """All files that are needed to serve a format, and no others."""
     model_dir = Path(model_dir)
     if format_name == "linear":
-        return [model_dir / "linear.joblib"]
+        return [model_dir / LINEAR_NAME]
     return [
         model_dir / "config.json",
         *_weight_files(model_dir, format_name),
@@ -299,25 +299,8 @@ def graph_engine(
 def load_linear(
     model_dir: Path, format_name: str, max_length: int, threads: int | None, device: str
 ) -> Engine:
-    """A scikit-learn pipeline.
-
-    Its logits are log-probabilities, or the log-odds of each label if the task is multi-label.
-    """
-    import joblib
-
-    pipeline = joblib.load(model_dir / "linear.joblib")
-    is_multi_label = hasattr(pipeline[-1], "estimators_")
-
-    def forward(texts: list[str]) -> np.ndarray:
-        probabilities = np.clip(
-            pipeline.predict_proba(texts), SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY
-        )
-        logits = np.log(probabilities)
-        if is_multi_label:
-            logits -= np.log1p(-probabilities)
-        return logits.astype(np.float32)
-
-    return Engine(list, list, forward)
+    """The linear baseline, whose tokens are the texts themselves (engines/linear.py)."""
+    return Engine(list, list, read_linear(model_dir).logits)
 
 
 LOADERS: dict[str, Callable[[Path, str, int, int | None, str], Engine]] = {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engines.engine import empty_model, engine_name, graph_path
+from engines.linear import read_tensors
 
 QUANTIZATION_SUFFIXES = ("_scale", "_scales", "_zero_point")
 
@@ -236,23 +237,14 @@ def _count_openvino_constant(constant: Any) -> WeightCount:
 
 
 def count_linear(model_dir: Path, format_name: str) -> ParameterCounts:
-    """Counts of a scikit-learn pipeline: coefficients, intercepts, inverse document frequencies.
+    """Counts of the linear baseline: coefficients, intercepts, inverse document frequencies.
 
     The sparsity is that of the coefficients.
     """
-    import joblib
-
-    steps = [step for _, step in joblib.load(model_dir / "linear.joblib").steps]
-    *vectorizers, classifier = steps
-    counts = {}
-    coefficients = []
-    for index, estimator in enumerate(getattr(classifier, "estimators_", [classifier])):
-        counts["coefficients", index] = _count_values(estimator.coef_)
-        counts["intercepts", index] = _count_values(estimator.intercept_)
-        coefficients.append(("coefficients", index))
-    for index, vectorizer in enumerate(vectorizers):
-        counts["idf", index] = _count_values(vectorizer.idf_)
-    return _total(counts, coefficients)
+    tensors, _ = read_tensors(model_dir)
+    names = ("coefficients", "intercepts", "idf")
+    counts = {name: _count_values(tensors[name]) for name in names}
+    return _total(counts, ["coefficients"])
 
 
 COUNTERS: dict[str, Callable[[Path, str], ParameterCounts]] = {

@@ -133,6 +133,7 @@ STAGES = (
         row="linear",
         format_name="linear",
         is_compared_only=True,
+        version=2,
     ),
     Stage(
         "start",

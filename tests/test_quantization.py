@@ -349,61 +349,6 @@ def test_the_batch_size_does_not_change_the_logits_of_a_row(tiny_models):
     assert np.abs(predict_logits(engine, TEXTS, batch=16) - expected).max() < 1e-5
 
 
-@pytest.fixture
-def linear_baselines(tmp_path) -> dict[str, Path]:
-    """A binary and a multi-label pipeline, fitted on four texts of three words.
-
-    The coefficient of the first word is zero.
-    """
-    import joblib
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.pipeline import make_pipeline
-
-    texts = ["red green", "red", "blue", "green blue"]
-    binary = make_pipeline(TfidfVectorizer(), LogisticRegression())
-    binary.fit(texts, [0, 0, 1, 1])
-    binary[-1].coef_[0, 0] = 0
-    multi_label = make_pipeline(TfidfVectorizer(), OneVsRestClassifier(LogisticRegression()))
-    multi_label.fit(texts, np.array([[1, 0], [1, 1], [0, 1], [0, 0]]))
-    for estimator in multi_label[-1].estimators_:
-        estimator.coef_[0, 0] = 0
-    directories = {}
-    for name, pipeline in {"binary": binary, "multi-label": multi_label}.items():
-        directories[name] = tmp_path / name
-        directories[name].mkdir()
-        joblib.dump(pipeline, directories[name] / "linear.joblib")
-    return directories
-
-
-def linear_logits_and_probabilities(directory: Path) -> tuple[torch.Tensor, np.ndarray]:
-    import joblib
-
-    texts = ["red", "blue green"]
-    logits = predict_logits(load_engine(directory, "linear", MAX_LENGTH), texts)
-    probabilities = joblib.load(directory / "linear.joblib").predict_proba(texts)
-    return torch.from_numpy(logits), probabilities
-
-
-def test_linear_logits_are_log_probabilities_or_log_odds(linear_baselines):
-    logits, expected = linear_logits_and_probabilities(linear_baselines["binary"])
-    assert np.allclose(torch.softmax(logits, 1), expected, atol=1e-6)
-    logits, expected = linear_logits_and_probabilities(linear_baselines["multi-label"])
-    assert np.allclose(torch.sigmoid(logits), expected, atol=1e-6)
-
-
-def test_counts_of_linear_baselines_are_those_computed_by_hand(linear_baselines):
-    binary = count_parameters(linear_baselines["binary"], "linear")
-    assert binary.parameters == 3 + 1 + 3  # coefficients, intercept, document frequencies
-    assert binary.nonzeros == binary.parameters - 1
-    assert binary.sparsity == pytest.approx(1 / 3)
-    multi_label = count_parameters(linear_baselines["multi-label"], "linear")
-    assert multi_label.parameters == 2 * (3 + 1) + 3
-    assert multi_label.nonzeros == multi_label.parameters - 2
-    assert multi_label.sparsity == pytest.approx(2 / 6)
-
-
 @pytest.mark.parametrize("method, package", METHODS_AND_PACKAGES)
 def test_a_missing_package_of_a_method_is_reported_in_one_line(monkeypatch, method, package):
     hide_package(monkeypatch, package)

@@ -5,18 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import joblib
 import pytest
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from encoders.scratch import scratch_model
 from encoders.start import save_model
 from engines import latency
 from engines.graphs import write_onnx
 from engines.latency import TimingPlan
+from engines.linear import new_pipeline, write_linear
 from task import Task
 
 TEXTS = [f"good people see the river {i}" for i in range(20)]
@@ -34,9 +31,9 @@ def save_torch_and_onnx(directory: Path) -> Path:
 
 def save_linear(directory: Path) -> Path:
     """A linear baseline."""
-    pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    pipeline = new_pipeline(multi_label=False, seed=0)
     pipeline.fit(TEXTS, [i % 2 for i in range(len(TEXTS))])
-    joblib.dump(pipeline, directory / "linear.joblib")
+    write_linear(pipeline, directory)
     return directory
 
 
