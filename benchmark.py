@@ -15,6 +15,7 @@ from typing import Any
 from compression_config import POSITIVE
 from engines.engine import ModelFormat, formats_in
 from engines.latency import measure
+from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
 from reporting.results import aligned_table
 from runtime.command_line import ArgumentParser, convert
 from runtime.errors import UserError
@@ -81,10 +82,15 @@ def formats_to_time(directory: Path, max_length: int) -> list[str]:
     if not directory.is_dir():
         raise UserError(f"DIR is {directory}, but there is no such directory")
     formats = formats_in(directory)
+    if not formats and (directory / OLD_LINEAR_NAME).exists():
+        raise UserError(
+            f"DIR is {directory}, but has only {OLD_LINEAR_NAME}, a pickle of an older version; "
+            "run main.py again, which stores it as arrays"
+        )
     if not formats:
         raise UserError(
             f"DIR is {directory}, but must contain model.safetensors, onnx/*.onnx, openvino/*.xml "
-            "or linear.joblib"
+            f"or {LINEAR_NAME}"
         )
     if formats != ["linear"]:
         check_transformer(directory, max_length)

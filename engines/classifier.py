@@ -30,6 +30,7 @@ from engines.engine import (
     max_input_tokens,
     serving_files,
 )
+from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
 from runtime.errors import UserError
 from runtime.files import file_sha256, json_digest
 from task import decide, probabilities
@@ -167,6 +168,11 @@ def check_has_formats(model_dir: Path, format_names: list[str]) -> None:
     pickles = set()
     for pattern in PICKLE_PATTERNS:
         pickles.update(path.name for path in model_dir.glob(pattern))
+    if (model_dir / LINEAR_NAME).is_file():
+        raise UserError(
+            f"--model is {model_dir}, but has only {LINEAR_NAME}, the linear baseline, which is "
+            "there for comparison"
+        )
     if not pickles:
         raise UserError(
             f"--model is {model_dir}, but must have model.safetensors, onnx/*.onnx or "
@@ -176,8 +182,8 @@ def check_has_formats(model_dir: Path, format_names: list[str]) -> None:
     explanation = (
         "a pickle, and loading a pickle runs the code in it; save the model as safetensors"
     )
-    if name == "linear.joblib":
-        explanation = "the linear baseline, which is there for comparison; joblib.load reads it"
+    if name == OLD_LINEAR_NAME:
+        explanation = "a pickle of an older version; run main.py again, which stores it as arrays"
     raise UserError(f"--model is {model_dir}, but has only {name}, {explanation}")
 
 

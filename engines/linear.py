@@ -24,6 +24,8 @@ import numpy as np
 
 LINEAR_NAME = "linear.safetensors"
 
+OLD_LINEAR_NAME = "linear.joblib"  # a pickle, which older versions wrote; it is never opened
+
 FORMAT = "char_wb 2-5, sublinear, 1"  # in the metadata of the file
 
 VECTORIZER = {"analyzer": "char_wb", "ngram_range": (2, 5), "sublinear_tf": True}

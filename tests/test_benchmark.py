@@ -98,7 +98,7 @@ def test_all_errors_are_reported_at_once(torch_and_onnx, tmp_path, capsys):
         "--max_length is 4, but must be in",
         "one text per line",
         "there is no such directory",
-        "must contain model.safetensors, onnx/*.onnx, openvino/*.xml or linear.joblib",
+        "must contain model.safetensors, onnx/*.onnx, openvino/*.xml or linear.safetensors",
     ]
     assert len(lines) == len(expected)
     assert all(text in line for text, line in zip(expected, lines, strict=True))

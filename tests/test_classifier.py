@@ -140,7 +140,7 @@ def test_a_directory_with_only_a_pickle_is_rejected(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch broken'\ntR.")
     reason = "a pickle, and loading a pickle runs the code in it"
     if name == "linear.joblib":
-        reason = "the linear baseline"
+        reason = "a pickle of an older version; run main.py again"
     with pytest.raises(UserError, match=f"has only {name}, {reason}"):
         load(tmp_path)
 

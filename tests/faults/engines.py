@@ -4,6 +4,34 @@ from faults.fault import Fault
 
 FAULTS = (
     Fault(
+        name="coefficients of the linear baseline in Fortran order",
+        file="engines/linear.py",
+        old="np.ascontiguousarray(np.concatenate([values for values, _ in rows]))",
+        new="np.concatenate([values for values, _ in rows])",
+        tests="tests/test_linear.py -k probabilities",
+    ),
+    Fault(
+        name="a linear baseline of another format is read",
+        file="engines/linear.py",
+        old='if metadata.get("format") != FORMAT:',
+        new='if "format" not in metadata:',
+        tests="tests/test_linear.py -k another_format",
+    ),
+    Fault(
+        name="onnxruntime writes ids into the home directory",
+        file="runtime/telemetry.py",
+        old='"ORT_DISABLE_TELEMETRY": "1", ',
+        new="",
+        tests="tests/test_telemetry.py -k 'export_and_a_scoring and not exports'",
+    ),
+    Fault(
+        name="nncf and openvino report their use",
+        file="runtime/telemetry.py",
+        old="sys.modules.setdefault(REPORTING_PACKAGE, None)",
+        new="pass",
+        tests="tests/test_telemetry.py -k 'export_and_a_scoring and not exports'",
+    ),
+    Fault(
         name="logits in the order of text length",
         file="engines/engine.py",
         old='np.concatenate(logits)[np.argsort(longest_first, kind="stable")]',
