@@ -43,11 +43,17 @@ class Role(Enum):
 
 
 class Rows(Enum):
-    """The rows that a stage is given, all without the test split."""
+    """What the rows of a stage contain."""
 
-    LABELED = "training and validation rows"
+    LABELED = "labeled rows"
     TEXTS = "the same, with unlabeled texts among the training rows"
     SOFT = "the same, with unlabeled texts and the teacher's logits"
+
+
+# The splits that a stage is given. No stage is given the test split.
+TRAIN = ("train",)
+VALIDATION = ("validation",)
+TRAIN_AND_VALIDATION = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Stage:
     asked_by: tuple[str, ...] = ()  # it is made if one of these options is given ...
     in_pipeline: str = ""  # ... and the pipeline has this stage
     rows: Rows = Rows.LABELED
+    splits: tuple[str, ...] = TRAIN_AND_VALIDATION
     overrides: dict[str, Any] = field(default_factory=dict)  # options with fixed values here
     epochs: str = ""  # the option with its number of training epochs
     description_untrained: str = ""  # its description with 0 epochs
@@ -94,6 +101,12 @@ class Stage:
             longest = max(1, getattr(options, self.epochs) - 1)
             selected.early_stopping_patience = min(options.early_stopping_patience, longest)
         return selected
+
+    def splits_of(self, options: Options) -> tuple[str, ...]:
+        """The names of the splits that the stage is given."""
+        if self.role is Role.FORMAT and not options.quant_auto:
+            return TRAIN  # only the quality gate reads validation rows
+        return self.splits
 
     def describe(self, options: StageOptions) -> str:
         """What the stage does with these options, and why."""
@@ -132,6 +145,7 @@ STAGES = (
         description="fit TF-IDF and logistic regression: the baseline to beat",
         row="linear",
         format_name="linear",
+        splits=TRAIN,
         is_compared_only=True,
         version=2,
     ),
@@ -140,6 +154,7 @@ STAGES = (
         build_student,
         Role.SHAPE,
         options=STUDENT_OPTIONS,
+        splits=TRAIN,
         description="build the initial student, {student_path}: the next stages shrink it",
         row="start",
         asked_by=("trim_vocab", "ffn_width"),
@@ -162,6 +177,7 @@ STAGES = (
         narrow_ffn,
         Role.SHAPE,
         options=(*COMPUTE_OPTIONS, "calibration_samples", "ffn_width"),
+        splits=TRAIN,
         description="prune feed-forward neurons, --ffn_width {ffn_width:g}: smaller and faster in "
         "every engine",
         row="narrowed",
@@ -239,6 +255,7 @@ STAGES = (
         tune_decision_thresholds,
         Role.MODEL,
         options=COMPUTE_OPTIONS,
+        splits=VALIDATION,
         description="choose decision thresholds on validation: 0.5 is not always the best "
         "threshold for macro-F1",
         row="tuned",
@@ -278,6 +295,7 @@ class Step:
     student_start: str  # the step with the student's reshaped starting point; "" for --student_path
     compared_with: str  # the row that its rows are compared with; "" for none
     formats: dict[str, str]  # row -> format name
+    splits: tuple[str, ...]  # the names of the splits that it is given
     description: str
     is_retrained: bool  # the student is trained from it, so its own predictions do not matter
 
@@ -308,6 +326,7 @@ def plan(options: Options) -> list[Step]:
                 student_start=reshaped if stage.role is Role.STUDENT else "",
                 compared_with="" if stage.is_compared_only else compared_with,
                 formats=stage.formats_of(options),
+                splits=stage.splits_of(options),
                 description=stage.describe(selected),
                 is_retrained=is_shape_of_student,
             )

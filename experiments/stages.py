@@ -21,7 +21,7 @@ from corpus.unlabeled import write_unlabeled
 from distillation import with_teacher_logits, write_teacher_outputs
 from engines.engine import ModelFormat
 from experiments.evaluation_cache import EvaluationCache
-from experiments.plan import Role, Rows, Step, final_rows, plan
+from experiments.plan import TRAIN_AND_VALIDATION, Role, Rows, Step, final_rows, plan
 from runtime.artifacts import (
     find_finished,
     measure_cost,
@@ -94,8 +94,7 @@ class StageRunner:
         self.rows: dict[str, dict[str, Any]] = {}
         self.formats: list[ModelFormat] = []
         self.built_rows: dict[Rows, DatasetDict] = {}
-        train_hash = rows_hash(splits["train"])
-        self.data_digest = json_digest([train_hash, rows_hash(splits["validation"]), task.labels])
+        self.digests = {name: rows_hash(splits[name]) for name in TRAIN_AND_VALIDATION}
 
     def run(self) -> None:
         """Every step of the plan."""
@@ -136,7 +135,8 @@ class StageRunner:
     def execute(self, step: Step, fingerprint: str, out_dir: Path) -> dict[str, float]:
         """Call the stage's function and return its cost. Only stages that are trained run in every
         process."""
-        splits = self.rows_for(step.stage.rows)
+        rows = self.rows_for(step.stage.rows)
+        splits = DatasetDict({name: rows[name] for name in step.splits})
         options = StageOptions(**vars(step.options))
         if step.student_start:
             options.student_path = str(self.directory / step.student_start)
@@ -207,8 +207,9 @@ class StageRunner:
             sources.append(self.unlabeled_digest)
         processes = process_count() if stage.is_trained else 1
         options = as_record(step.options)
+        rows = [[name, self.digests[name]] for name in step.splits]
         return json_digest(
-            [stage.name, stage.version, options, processes, sources, self.data_digest]
+            [stage.name, stage.version, options, processes, sources, rows, self.task.labels]
         )
 
     def fingerprint_of(self, name: str) -> str:

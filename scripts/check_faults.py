@@ -97,14 +97,21 @@ def plant(fault: Fault, copy: Path) -> tuple[str, str]:
     return CRASHED, failure
 
 
-def check_selection(faults: list[Fault], copies: Queue) -> list[tuple[Fault, str, str]]:
-    """Try faults with the same tests: first the sound copy, then one fault after the other."""
+def report(fault: Fault, outcome: str, explanation: str) -> str:
+    """Print the line of a fault; returns the outcome."""
+    line = f"{outcome:8}{fault.name}"
+    print(f"{line}: {explanation}" if explanation else line, flush=True)
+    return outcome
+
+
+def check_selection(faults: list[Fault], copies: Queue) -> list[str]:
+    """The outcomes of faults with the same tests: first the sound copy, then each fault."""
     copy = copies.get()
     try:
         reason = check_sound(copy, faults[0].tests)
         if reason:
-            return [(fault, BROKEN, reason) for fault in faults]
-        return [(fault, *plant(fault, copy)) for fault in faults]
+            return [report(fault, BROKEN, reason) for fault in faults]
+        return [report(fault, *plant(fault, copy)) for fault in faults]
     finally:
         copies.put(copy)
 
@@ -114,7 +121,6 @@ def check_faults(faults: list[Fault], jobs: int, project: Path = ROOT) -> Counte
     selections: dict[str, list[Fault]] = {}
     for fault in faults:
         selections.setdefault(fault.tests, []).append(fault)
-    outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as directory:
         copies: Queue[Path] = Queue()
         for number in range(jobs):
@@ -122,12 +128,8 @@ def check_faults(faults: list[Fault], jobs: int, project: Path = ROOT) -> Counte
             shutil.copytree(project, copy, ignore=ignored_names)
             copies.put(copy)
         with ThreadPoolExecutor(jobs) as pool:
-            groups = pool.map(check_selection, selections.values(), repeat(copies))
-            for fault, outcome, explanation in chain.from_iterable(groups):
-                outcomes[outcome] += 1
-                line = f"{outcome:8}{fault.name}"
-                print(f"{line}: {explanation}" if explanation else line, flush=True)
-    return outcomes
+            outcomes = pool.map(check_selection, selections.values(), repeat(copies))
+            return Counter(chain.from_iterable(outcomes))
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from faults.fault import Fault
 
 RUNNER = "experiments/stages.py"
 CACHE = "experiments/evaluation_cache.py"
-FINGERPRINT = "[stage.name, stage.version, options, processes, sources, self.data_digest]"
+FINGERPRINT = "[stage.name, stage.version, options, processes, sources, rows, self.task.labels]"
 
 FAULTS = (
     Fault(
@@ -39,14 +39,14 @@ FAULTS = (
         name="a cached stage is not invalidated by its data",
         file=RUNNER,
         old=FINGERPRINT,
-        new="[stage.name, stage.version, options, processes, sources, len(self.data_digest)]",
+        new="[stage.name, stage.version, options, processes, sources, self.task.labels]",
         tests="tests/test_memory.py -k fingerprint_of_every_stage",
     ),
     Fault(
         name="a cached student of another teacher",
         file=RUNNER,
         old=FINGERPRINT,
-        new="[stage.name, stage.version, options, processes, self.data_digest]",
+        new="[stage.name, stage.version, options, processes, rows, self.task.labels]",
         tests="tests/test_memory.py -k another_teacher",
     ),
     Fault(
@@ -55,6 +55,57 @@ FAULTS = (
         old='return DatasetDict(train=self.splits["train"], validation=self.splits["validation"])',
         new="return self.splits",
         tests="tests/test_plan.py -k test_split",
+    ),
+    Fault(
+        name="a stage is given the splits of another one",
+        file=RUNNER,
+        old="DatasetDict({name: rows[name] for name in step.splits})",
+        new="rows",
+        tests="tests/test_leaks.py -k only_its_splits",
+    ),
+    Fault(
+        name="calibration texts of the validation split",
+        file="quantization.py",
+        old='calibration_texts(splits["train"], options.calibration_samples, options.seed)',
+        new='calibration_texts(splits["validation"], options.calibration_samples, options.seed)',
+        tests="tests/test_leaks.py -k calibration",
+    ),
+    Fault(
+        name="layers are ranked on validation texts",
+        file="engines/sensitivity.py",
+        old='ranking_texts=calibration_texts(splits["train"], RANKING_TEXTS, options.seed)',
+        new='ranking_texts=calibration_texts(splits["validation"], RANKING_TEXTS, options.seed)',
+        tests="tests/test_leaks.py -k ranks_layers",
+    ),
+    Fault(
+        name="the gate chooses on training texts",
+        file="engines/sensitivity.py",
+        old='validation_texts=splits["validation"][:]["text"]',
+        new='validation_texts=splits["train"][: splits["validation"].num_rows]["text"]',
+        tests="tests/test_leaks.py -k ranks_layers",
+    ),
+    Fault(
+        name="the tokenizer of a fresh teacher reads validation texts",
+        file="training.py",
+        old="model, tokenizer = start_teacher(model_in, task, texts, options.max_length)",
+        new='texts += splits["validation"][:]["text"]\n'
+        "    model, tokenizer = start_teacher(model_in, task, texts, options.max_length)",
+        tests="tests/test_leaks.py -k tokenizers",
+    ),
+    Fault(
+        name="a vocabulary is trimmed to the validation texts",
+        file="pruning.py",
+        old='usage = count_usage(backend, text_chunks(splits["train"]))',
+        new='usage = count_usage(backend, text_chunks(splits["validation"]))',
+        tests="tests/test_leaks.py -k trimmed",
+    ),
+    Fault(
+        name="Wanda's norms of validation texts",
+        file="pruning.py",
+        old="linears = linears_to_prune(model, options.prune_layers)",
+        new="linears = linears_to_prune(model, options.prune_layers)\n"
+        '    batches = token_batches_of(splits["validation"]["text"], tokenizer, 32, 16)',
+        tests="tests/test_leaks.py -k calibration",
     ),
     Fault(
         name="a metric on the wrong split",
