@@ -7,6 +7,7 @@ It is fitted by scikit-learn and stored as arrays in one safetensors file, `line
 | `terms` | the n-grams in the order of the features: a JSON list of strings, as UTF-8 bytes |
 | `idf` | the inverse document frequency of each n-gram |
 | `coefficients`, `intercepts` | [classes or labels, n-grams]; one row if there are two classes |
+| `is_multi_label` | 1 if any number of labels applies to a text, else 0 |
 
 The settings of the vectorizer are not read from the file: they are those of this module, and
 `FORMAT` changes with them.
@@ -80,10 +81,10 @@ def write_linear(pipeline: Any, model_dir: Path) -> None:
         # safetensors would write the bytes of a Fortran array in the wrong order
         "coefficients": np.ascontiguousarray(np.concatenate([values for values, _ in rows])),
         "intercepts": np.concatenate([intercepts for _, intercepts in rows]),
+        "is_multi_label": np.array([hasattr(classifier, "estimators_")], np.uint8),
     }
-    multi_label = str(hasattr(classifier, "estimators_")).lower()
-    content = save(tensors, {"format": FORMAT, "multi_label": multi_label})
-    (model_dir / LINEAR_NAME).write_bytes(content)
+    # a single entry of metadata: safetensors writes several in a random order
+    (model_dir / LINEAR_NAME).write_bytes(save(tensors, {"format": FORMAT}))
 
 
 def _coefficients(estimator: Any, num_terms: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,8 +96,8 @@ def _coefficients(estimator: Any, num_terms: int) -> tuple[np.ndarray, np.ndarra
     return np.zeros((1, num_terms)), np.array([MAX_LOGIT if is_always_set else -MAX_LOGIT])
 
 
-def read_tensors(model_dir: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors and the metadata of the file; ValueError if it has another format."""
+def read_tensors(model_dir: Path) -> dict[str, np.ndarray]:
+    """The tensors of the file; ValueError if it has another format."""
     from safetensors import safe_open
 
     with safe_open(model_dir / LINEAR_NAME, "numpy") as file:
@@ -105,17 +106,20 @@ def read_tensors(model_dir: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             raise ValueError(
                 f"{LINEAR_NAME} has the format {metadata.get('format')!r}, but must have {FORMAT!r}"
             )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors, metadata
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def read_linear(model_dir: Path) -> LinearModel:
     """The baseline in a directory; ValueError if its file has another format."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    tensors, metadata = read_tensors(model_dir)
+    tensors = read_tensors(model_dir)
     terms = json.loads(tensors["terms"].tobytes().decode("utf-8", "surrogatepass"))
     vectorizer = TfidfVectorizer(vocabulary=terms, **VECTORIZER)
     vectorizer.idf_ = tensors["idf"]
-    multi_label = metadata["multi_label"] == "true"
-    return LinearModel(vectorizer, tensors["coefficients"], tensors["intercepts"], multi_label)
+    return LinearModel(
+        vectorizer,
+        tensors["coefficients"],
+        tensors["intercepts"],
+        multi_label=bool(tensors["is_multi_label"].item()),
+    )

@@ -241,7 +241,7 @@ def count_linear(model_dir: Path, format_name: str) -> ParameterCounts:
 
     The sparsity is that of the coefficients.
     """
-    tensors, _ = read_tensors(model_dir)
+    tensors = read_tensors(model_dir)
     names = ("coefficients", "intercepts", "idf")
     counts = {name: _count_values(tensors[name]) for name in names}
     return _total(counts, ["coefficients"])
