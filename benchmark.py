@@ -116,6 +116,8 @@ def check_transformer(directory: Path, max_length: int) -> None:
     from transformers import AutoConfig
 
     from encoders.families import position_limit
+    from encoders.family_table import check_family
+    from encoders.model_files import UnusableModel, read_object
 
     if not all((directory / name).is_file() for name in TRANSFORMER_FILES):
         raise UserError(
@@ -123,7 +125,10 @@ def check_transformer(directory: Path, max_length: int) -> None:
             "tokenizer_config.json next to its model"
         )
     try:
+        check_family(read_object(directory / "config.json"))
         limit = position_limit(AutoConfig.from_pretrained(directory, local_files_only=True))
+    except UnusableModel as error:
+        raise UserError(f"DIR is {directory}, but {error}") from None
     except (OSError, ValueError, KeyError, AttributeError):
         raise UserError(
             f"DIR is {directory}, but its config.json cannot be read as that of an encoder"

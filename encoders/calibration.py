@@ -44,13 +44,18 @@ class InputSquareSums:
     """Sum of squares of each input feature of each Linear, over all tokens except padding.
 
     Set `attention_mask` [rows, tokens] before every forward pass. `add` is a forward pre-hook.
+
+    Some Linears of DeBERTa are applied to the embeddings of relative positions, in a call of their
+    own. A Linear that is applied to tokens too is scored on the tokens, another one on these.
     """
 
     def __init__(self, linears: dict[str, nn.Linear]):
         self.attention_mask: Tensor | None = None
-        self.sums: dict[str, Tensor] = {}  # name of a Linear -> sums [in]
+        self.token_sums: dict[str, Tensor] = {}  # name of a Linear -> sums [in]
+        self.position_sums: dict[str, Tensor] = {}
         for name, linear in linears.items():
-            self.sums[name] = torch.zeros(linear.in_features, dtype=torch.float64)
+            self.token_sums[name] = torch.zeros(linear.in_features, dtype=torch.float64)
+            self.position_sums[name] = torch.zeros(linear.in_features, dtype=torch.float64)
         # Queries, keys and values have the same input: its sums are computed once.
         self.last_inputs: Tensor | None = None
         self.last_sums: Tensor | None = None
@@ -58,12 +63,24 @@ class InputSquareSums:
     def add(self, name: str, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         """Add the inputs [rows, tokens, features] of the Linear `name` in one forward pass."""
         inputs = arguments[0]
+        are_tokens = inputs.shape[:-1] == self.attention_mask.shape
         if inputs is not self.last_inputs:
             squares = inputs.flatten(0, -2).float().square()
-            is_token = self.attention_mask.flatten().to(squares.dtype)
-            self.last_sums = (is_token @ squares).double().cpu()
+            if are_tokens:
+                is_token = self.attention_mask.flatten().to(squares.dtype)
+                self.last_sums = (is_token @ squares).double().cpu()
+            else:
+                self.last_sums = squares.sum(dim=0).double().cpu()
             self.last_inputs = inputs
-        self.sums[name] += self.last_sums
+        sums = self.token_sums if are_tokens else self.position_sums
+        sums[name] += self.last_sums
+
+    def totals(self) -> dict[str, Tensor]:
+        """Name of a Linear -> the sums [in] that it is scored on."""
+        return {
+            name: sums if sums.any() else self.position_sums[name]
+            for name, sums in self.token_sums.items()
+        }
 
 
 @torch.inference_mode()
@@ -87,4 +104,4 @@ def input_norms(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: sums.sqrt().float() for name, sums in square_sums.sums.items()}
+    return {name: sums.sqrt().float() for name, sums in square_sums.totals().items()}

@@ -1,7 +1,7 @@
 """How encoder families differ: names of layers, Linears and config entries.
 
-The families are BERT and ELECTRA, DistilBERT, RoBERTa with its relatives, and ALBERT. Other modules
-call these functions and do not test `config.model_type` themselves.
+Other modules call these functions and do not test `config.model_type` themselves. Which families
+are supported is in encoders/family_table.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from encoders.family_table import AFTER_PADDING, SUPPORTED
 from runtime.errors import UserError
 
 # The last part of the name of an encoder's layer list; the second name is ALBERT's.
@@ -16,9 +17,6 @@ LAYER_LIST_NAMES = ("layer", "albert_layer_groups")
 
 # The names of the Linears for queries, keys and values; the second row is DistilBERT's.
 QUERY_KEY_VALUE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
-
-# These families number positions from `pad_token_id + 1`.
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 def encoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -106,6 +104,5 @@ def positions_before_text(config: PretrainedConfig) -> int:
 
     RoBERTa and its relatives number positions from `pad_token_id + 1`.
     """
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        return config.pad_token_id + 1
-    return 0
+    position = SUPPORTED[config.model_type]
+    return config.pad_token_id + 1 if position is AFTER_PADDING else position

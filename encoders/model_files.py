@@ -147,11 +147,8 @@ def check_vocabulary_files(directory: Path) -> None:
         )
 
 
-def check_model_files(directory: Path) -> None:
-    """Refuse a directory that is not a full-precision model with safetensors and a tokenizer.
-
-    Models that bring their own code are refused too.
-    """
+def read_model_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a model; UnusableModel for an adapter or a model with code of its own."""
     if not directory.is_dir():
         raise UnusableModel("that is a file; give the directory of a model")
     if (directory / "adapter_config.json").exists():
@@ -166,7 +163,11 @@ def check_model_files(directory: Path) -> None:
         raise UnusableModel(
             "models that bring their own code (auto_map, trust_remote_code) are refused"
         )
-    check_quantization(config)
+    return config
+
+
+def check_model_files(directory: Path) -> None:
+    """Refuse a directory without complete full-precision safetensors, or without a tokenizer."""
     for path in weight_files(directory):
         check_weight_file(path)
     check_vocabulary_files(directory)

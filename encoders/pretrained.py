@@ -16,7 +16,6 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub.constants import ENDPOINT
 from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -25,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from encoders.families import encoder_layers
+from encoders.family_table import check_family
 from encoders.loading import first_line, load_weights
 from encoders.model_files import UnusableModel, check_quantization
 from encoders.saved_heads import check_finished_head, fit_head_
@@ -67,15 +66,22 @@ def is_local_only(spec: str) -> bool:
 
 @cache
 def read_config(spec: str, flag: str) -> PretrainedConfig:
-    """The config of a hub name or directory; UserError if it is unreadable or not that of an
-    encoder."""
+    """The config of a hub name or directory; UserError if it is unreadable or not that of a
+    supported encoder."""
     is_on_disk = Path(spec).exists()
     if is_on_disk:
         check_directory(spec, flag)
+    local_only = is_local_only(spec)
     try:
+        entries, _ = PretrainedConfig.get_config_dict(spec, local_files_only=local_only)
+        check_family(entries)
+        check_quantization(entries)
         config = AutoConfig.from_pretrained(
-            spec, trust_remote_code=False, local_files_only=is_local_only(spec)
+            spec, trust_remote_code=False, local_files_only=local_only
         )
+        check_encoder(config)
+    except UnusableModel as error:
+        raise UserError(f"{flag} is {spec}, but {error}") from error
     except Exception as error:  # the file is a stranger's, so any type can occur
         if is_on_disk:
             reason = f"whose config.json cannot be read ({first_line(error)})"
@@ -85,37 +91,23 @@ def read_config(spec: str, flag: str) -> PretrainedConfig:
             f"{flag} is {spec}, {reason}; give a hub name (needs network access), a model "
             "directory, or scratch:4x256"
         ) from error
-    try:
-        check_quantization(config.to_dict())
-        check_encoder(config)
-    except UnusableModel as error:
-        raise UserError(f"{flag} is {spec}, but {error}") from error
     return config
 
 
 def check_encoder(config: PretrainedConfig) -> None:
-    """Refuse a config that does not describe an encoder with a sequence classification head."""
-    not_an_encoder = UnusableModel(
-        f"it is a {config.model_type} model and must be an encoder that classifies texts"
-    )
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise not_an_encoder
-    heads = getattr(config, "num_attention_heads", 1)
-    if not heads or config.hidden_size % heads:
+    """Refuse a config that describes no model that can be built."""
+    heads = config.num_attention_heads
+    if heads < 1 or config.hidden_size % heads:
         raise UnusableModel(
             f"its config.json has a hidden_size of {config.hidden_size}, which its {heads} "
             "attention heads do not divide"
         )
     try:
-        model = model_without_weights(config)
+        model_without_weights(config)
     except Exception as error:  # each family raises its own types
         raise UnusableModel(
             f"its config.json describes no model that can be built: {first_line(error)}"
         ) from error
-    try:
-        encoder_layers(model)
-    except UserError:
-        raise not_an_encoder from None
 
 
 def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:

@@ -11,7 +11,13 @@ import re
 from pathlib import Path
 
 from compression_config import PIPELINES, Options
-from encoders.model_files import UnusableModel, check_model_files
+from encoders.family_table import check_family
+from encoders.model_files import (
+    UnusableModel,
+    check_model_files,
+    check_quantization,
+    read_model_config,
+)
 from runtime.errors import ErrorCollector, UserError
 
 SCRATCH_SPEC = re.compile(r"scratch:(\d+)x(\d+)")
@@ -72,9 +78,14 @@ def teacher_layer_ids(spec: str, available: int) -> list[int]:
 
 
 def check_directory(spec: str, flag: str) -> None:
-    """Refuse a directory that is not a full-precision model with a tokenizer."""
+    """Refuse a directory that is not a full-precision model of a supported family, with a
+    tokenizer."""
+    directory = Path(spec)
     try:
-        check_model_files(Path(spec))
+        config = read_model_config(directory)
+        check_family(config)
+        check_quantization(config)
+        check_model_files(directory)
     except UnusableModel as error:
         raise UserError(f"{flag} is {spec}, but {error}") from None
 

@@ -125,20 +125,13 @@ def renumber_ids(value: Any, new_ids: dict[int, int]) -> Any:
 
 @torch.no_grad()
 def keep_embedding_rows_(model: PreTrainedModel, kept_ids: list[int]) -> None:
-    """Keep only the embedding rows of `kept_ids`, in place, and renumber the config's token ids.
-
-    An added token without a row gets a row of zeros.
-    """
+    """Keep only the embedding rows of `kept_ids`, in place, and renumber the config's token ids."""
     old = model.get_input_embeddings()
-    rows = old.weight
-    missing_rows = max(kept_ids) + 1 - old.num_embeddings
-    if missing_rows > 0:
-        rows = torch.cat([rows, rows.new_zeros(missing_rows, old.embedding_dim)])
     new_ids = new_ids_of(kept_ids)
     embedding = nn.Embedding(
         len(kept_ids), old.embedding_dim, padding_idx=new_ids.get(old.padding_idx)
     )
-    embedding.weight.copy_(rows[kept_ids])
+    embedding.weight.copy_(old.weight[kept_ids])
     model.set_input_embeddings(embedding)
     model.config.vocab_size = len(kept_ids)
     for name in TOKEN_IDS:

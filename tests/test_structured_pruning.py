@@ -32,12 +32,7 @@ from transformers import (
 from compression_config import Options
 from encoders.calibration import input_norms
 from encoders.families import encoder_linears, ffn_width, positions_before_text
-from encoders.trimming import (
-    check_same_tokens,
-    keep_embedding_rows_,
-    restrict_vocabulary,
-    trimmed_tokenizer,
-)
+from encoders.trimming import check_same_tokens, restrict_vocabulary, trimmed_tokenizer
 from encoders.vocabulary import (
     VocabularyUsage,
     choose_tokens,
@@ -271,13 +266,6 @@ def test_roberta_keeps_the_ids_up_to_padding_because_positions_are_counted_from_
     trimmed_config = AutoConfig.from_pretrained(trimmed(folder, "auto", ["river"] * 20))
     assert (trimmed_config.pad_token_id, trimmed_config.vocab_size) == (1, 7)
     assert positions_before_text(BertConfig(pad_token_id=7)) == 0
-
-
-def test_a_token_without_an_embedding_row_gets_a_row_of_zeros():
-    model = AutoModelForSequenceClassification.from_config(family_config("bert", 10, 0))
-    keep_embedding_rows_(model, [0, 3, 11])
-    assert model.get_input_embeddings().weight[2].eq(0).all()
-    assert model.config.vocab_size == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tiny random models of six encoder families, with trained tokenizers of their kinds."""
+"""Tiny random models of every supported encoder family, with trained tokenizers of their kinds."""
 
 import json
 import random
@@ -16,17 +16,12 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
-    AlbertConfig,
+    AutoConfig,
     AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    RobertaConfig,
     RobertaTokenizer,
-    XLMRobertaConfig,
     XLMRobertaTokenizer,
 )
 
@@ -167,42 +162,89 @@ def unigram_tokenizer(corpus: list[str]) -> XLMRobertaTokenizer:
     return XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=64)
 
 
+def mpnet_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
+    """Like MPNet's: the tokens of BERT, after the special tokens of RoBERTa."""
+    vocabulary = wordpiece_tokenizer(corpus).get_vocab()
+    words = [token for token in sorted(vocabulary) if not token.startswith("[")]
+    tokens = ["<s>", "<pad>", "</s>", "[UNK]", *words, "<mask>"]
+    backend = Tokenizer(models.WordPiece(numbered(tokens), unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    special_tokens = ROBERTA_SPECIAL_TOKENS | {"unk_token": "[UNK]"}
+    backend.add_special_tokens(list(special_tokens.values()))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special_tokens)
+
+
+BYTE_LEVEL_FAMILIES = ("roberta", "data2vec-text", "deberta")
+UNIGRAM_FAMILIES = ("xlm-roberta", "xlm-roberta-xl", "camembert", "deberta-v2")
+
+
 def family_tokenizer(family: str) -> PreTrainedTokenizerBase:
-    if family == "roberta":
+    """A trained tokenizer of the kind that the family's models have."""
+    if family in BYTE_LEVEL_FAMILIES:
         return byte_level_tokenizer(CORPUS)
-    if family == "xlm-roberta":
+    if family in UNIGRAM_FAMILIES:
         return unigram_tokenizer(CORPUS)
+    if family == "mpnet":
+        return mpnet_tokenizer(CORPUS)
     return wordpiece_tokenizer(CORPUS)
 
 
-def family_config(family: str, vocabulary_size: int, pad_id: int) -> PretrainedConfig:
-    common = {
-        "vocab_size": vocabulary_size,
-        "pad_token_id": pad_id,
-        "max_position_embeddings": 80,
-        "initializer_range": 0.2,
-        **TASK.config(),
-    }
-    if family == "bert":
-        return BertConfig(**SHAPE, **common)
-    if family == "electra":
-        return ElectraConfig(**SHAPE, **common, embedding_size=24)
+ONE_SEGMENT = {"type_vocab_size": 1}
+DISENTANGLED = {  # as in published DeBERTa models
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_biased_input": False,
+    "max_relative_positions": -1,
+}
+FAMILY_ENTRIES = {  # entries of the config that differ from the defaults
+    "electra": {"embedding_size": 24},
+    "albert": {"embedding_size": 24},
+    "roberta": ONE_SEGMENT,
+    "xlm-roberta": ONE_SEGMENT,
+    "xlm-roberta-xl": ONE_SEGMENT,
+    "camembert": ONE_SEGMENT,
+    "data2vec-text": ONE_SEGMENT,
+    "deberta": DISENTANGLED | {"pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": DISENTANGLED
+    | {
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 16,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    },
+}
+
+
+def family_config(
+    family: str, vocabulary_size: int, pad_id: int, shape: dict[str, int] = SHAPE
+) -> PretrainedConfig:
+    """The config of a tiny model of the family."""
     if family == "distilbert":
-        return DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=48, **common)
-    if family == "roberta":
-        return RobertaConfig(**SHAPE, **common, type_vocab_size=1)
-    if family == "xlm-roberta":
-        return XLMRobertaConfig(**SHAPE, **common, type_vocab_size=1)
-    if family == "albert":
-        return AlbertConfig(**SHAPE, **common, embedding_size=24)
-    raise ValueError(family)
+        shape = {
+            "dim": shape["hidden_size"],
+            "n_layers": shape["num_hidden_layers"],
+            "n_heads": shape["num_attention_heads"],
+            "hidden_dim": shape["intermediate_size"],
+        }
+    return AutoConfig.for_model(
+        family,
+        vocab_size=vocabulary_size,
+        pad_token_id=pad_id,
+        max_position_embeddings=80,
+        initializer_range=0.2,
+        **shape,
+        **FAMILY_ENTRIES.get(family, {}),
+        **TASK.config(),
+    )
 
 
-def save_family(family: str, folder: Path) -> Path:
+def save_family(family: str, folder: Path, shape: dict[str, int] = SHAPE) -> Path:
     """Save a random model of a family and its tokenizer in `folder`."""
     tokenizer = family_tokenizer(family)
     torch.manual_seed(0)
-    config = family_config(family, len(tokenizer), tokenizer.pad_token_id)
+    config = family_config(family, len(tokenizer), tokenizer.pad_token_id, shape)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -172,8 +172,8 @@ FAULTS = (
     Fault(
         name="an embedding row belongs to the next token",
         file="encoders/trimming.py",
-        old="    embedding.weight.copy_(rows[kept_ids])",
-        new="    embedding.weight.copy_(rows[kept_ids].roll(1, 0))",
+        old="    embedding.weight.copy_(old.weight[kept_ids])",
+        new="    embedding.weight.copy_(old.weight[kept_ids].roll(1, 0))",
         tests=f"{STRUCTURED} -k 'changes_no_logit or own_token'",
     ),
     Fault(

@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 LOADING = "tests/test_loading.py"
+FAMILIES = "tests/test_families.py"
 
 FAULTS = (
     Fault(
@@ -103,5 +104,50 @@ FAULTS = (
         old="            layer.weight.normal_(0, model.config.initializer_range)\n",
         new="",
         tests=f"{LOADING} -k initialized_again",
+    ),
+    # Families
+    Fault(
+        name="a family that nobody tested is admitted",
+        file="encoders/family_table.py",
+        old="    if model_type not in SUPPORTED:",
+        new="    if model_type in REFUSED:",
+        tests=f"{FAMILIES} -k another_family",
+    ),
+    Fault(
+        name="relative positions that transformers ignores are admitted",
+        file="encoders/family_table.py",
+        old='    if positions not in ("absolute", None):',
+        new="    if False:",
+        tests=f"{FAMILIES} -k an_unsupported_encoder",
+    ),
+    Fault(
+        name="the positions of MPNet begin at 0",
+        file="encoders/family_table.py",
+        old='    "mpnet": 2,',
+        new='    "mpnet": 0,',
+        tests=f"{FAMILIES} -k 'position_limit and mpnet'",
+        raises="IndexError",
+    ),
+    Fault(
+        name="the positions of data2vec begin at 0",
+        file="encoders/family_table.py",
+        old='    "data2vec-text": AFTER_PADDING,',
+        new='    "data2vec-text": 0,',
+        tests=f"{FAMILIES} -k 'position_limit and data2vec'",
+        raises="RuntimeError",
+    ),
+    Fault(
+        name="Wanda scores Linears on relative positions as on tokens",
+        file="encoders/calibration.py",
+        old="        sums = self.token_sums if are_tokens else self.position_sums",
+        new="        sums = self.token_sums",
+        tests=f"{FAMILIES} -k 'wanda_scores and v2'",
+    ),
+    Fault(
+        name="Linears that see only positions have no scores",
+        file="encoders/calibration.py",
+        old="            name: sums if sums.any() else self.position_sums[name]",
+        new="            name: sums",
+        tests=f"{FAMILIES} -k wanda_scores",
     ),
 )
