@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,12 @@ from encoders.scratch import scratch_model, train_wordpiece
 from encoders.specs import TEACHER_SPEC, check_spec, is_scratch, scratch_config, teacher_layer_ids
 from runtime.distributed import is_main_process
 from runtime.errors import UserError
+from runtime.files import atomic_write, read_json
 from task import Task
+
+LOADING_ARGUMENTS = ("is_local", "local_files_only")  # of a tokenizer; transformers saves them
+
+NEW_TOKENIZER_CLASS = "TokenizersBackend"  # transformers 5 renamed PreTrainedTokenizerFast
 
 # Initial models
 
@@ -71,12 +77,26 @@ def start_student(
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
     """Write a plain Hugging Face checkpoint in the main process; returns `out_dir`."""
-    # otherwise it is saved, and the bytes depend on whether the hub was reachable
-    tokenizer.init_kwargs.pop("local_files_only", None)
     if is_main_process():
         model.save_pretrained(out_dir)
         tokenizer.save_pretrained(out_dir)
+        make_portable(out_dir / "tokenizer_config.json")
     return out_dir
+
+
+def make_portable(path: Path) -> None:
+    """Remove from a tokenizer_config.json how the tokenizer was loaded, and a new class name.
+
+    The bytes would depend on the directory and on whether the hub was reachable, and transformers
+    4 does not know the class.
+    """
+    config = read_json(path)
+    for name in LOADING_ARGUMENTS:
+        config.pop(name, None)
+    if config.get("tokenizer_class") == NEW_TOKENIZER_CLASS:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in every version
+    text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
+    atomic_write(path, f"{text}\n")
 
 
 # Facts about a model before it is loaded

@@ -29,6 +29,7 @@ from runtime.files import (
     RECORD_NAME,
     file_sha256,
     files_named,
+    follow_umask,
     json_digest,
     read_json,
     write_json,
@@ -179,6 +180,7 @@ def partial_path(target: Path, fingerprint: str) -> Path:
 def publish(partial: Path, target: Path) -> None:
     """Rename a finished partial directory to `target`, replacing an older one."""
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    follow_umask(partial)
     old = partial_path(target, "old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def link_or_copy(source: Path | str, target: Path | str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def follow_umask(directory: Path) -> None:
+    """Give the files of a directory that this process made the permissions of that directory.
+
+    Some libraries write weights through temporary files, which only their owner can read. The
+    permissions of a new directory follow the umask.
+    """
+    mode = directory.stat().st_mode & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
+            with suppress(PermissionError):  # a hard link to another user's file
+                path.chmod(mode)
 
 
 def link_tree(source: Path, target: Path) -> None:

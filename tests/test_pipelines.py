@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -154,6 +155,20 @@ def test_pruned_weights_on_disk_are_zero(finished_runs, output):
 
 def test_no_partial_directory_is_left(finished_runs, output):
     assert list(output.rglob("*.partial")) == []
+
+
+def test_every_file_can_be_read_as_the_umask_says(finished_runs, output):
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [path for path in output.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+
+
+def test_every_tokenizer_loads_in_other_versions_of_transformers(finished_runs, output):
+    paths = list(output.rglob("tokenizer_config.json"))
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    assert {config["tokenizer_class"] for config in configs} == {"PreTrainedTokenizerFast"}
+    assert not any({"is_local", "local_files_only"} & config.keys() for config in configs)
 
 
 def test_a_fresh_process_reloads_every_final_format_as_evaluated(finished_runs, output):
