@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_config import POSITIVE
+from engines.classifier import check_unchanged, refuse_own_code
 from engines.engine import ModelFormat, formats_in
 from engines.latency import measure
 from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
@@ -93,7 +94,10 @@ def formats_to_time(directory: Path, max_length: int) -> list[str]:
             f"or {LINEAR_NAME}"
         )
     if formats != ["linear"]:
+        refuse_own_code("DIR", directory)
         check_transformer(directory, max_length)
+    for format_name in formats:
+        check_unchanged(directory, format_name, "DIR")
     if "torch" in formats:
         check_weights(directory)
     return formats
@@ -126,7 +130,9 @@ def check_transformer(directory: Path, max_length: int) -> None:
         )
     try:
         check_family(read_object(directory / "config.json"))
-        limit = position_limit(AutoConfig.from_pretrained(directory, local_files_only=True))
+        limit = position_limit(
+            AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        )
     except UnusableModel as error:
         raise UserError(f"DIR is {directory}, but {error}") from None
     except (OSError, ValueError, KeyError, AttributeError):

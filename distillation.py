@@ -16,16 +16,12 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from compression_config import Options
 from data import labeled_rows
 from encoders.families import encoder_layers, query_key_value
+from encoders.saved_models import load_saved_model
 from encoders.start import save_model, start_student
 from engines.engine import load_engine, predict_logits
 from losses import KD_LOSSES, States, state_loss
@@ -171,7 +167,7 @@ class LiveStateLoss:
         self, student: PreTrainedModel, teacher_dir: Path, names: tuple[str, ...], device: str
     ):
         self.names = names
-        teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir)
+        teacher = load_saved_model(teacher_dir)
         self.teacher = teacher.eval().requires_grad_(False).to(device)
         layer_count = student.config.num_hidden_layers
         self.student_layers = list(range(layer_count))

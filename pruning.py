@@ -17,12 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    set_seed,
-)
+from transformers import PreTrainedModel, set_seed
 
 from compression_config import Options
 from data import labeled_rows
@@ -36,6 +31,7 @@ from encoders.families import (
     positions_before_text,
     set_ffn_width_,
 )
+from encoders.saved_models import load_saved_model, load_saved_tokenizer
 from encoders.sparsity import KeepZeros, check_zero_count, count_zeros, nonzero_masks, sparsity
 from encoders.start import save_model
 from encoders.trimming import (
@@ -74,8 +70,8 @@ def trim_vocabulary(
     model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
     """Stage `trim`: keep only the tokens that the training texts need, unlabeled ones included."""
-    model = AutoModelForSequenceClassification.from_pretrained(model_in)
-    tokenizer = AutoTokenizer.from_pretrained(model_in)
+    model = load_saved_model(model_in)
+    tokenizer = load_saved_tokenizer(model_in)
     backend = plain_backend(tokenizer)
     usage = count_usage(backend, text_chunks(splits["train"]))
     always = {*tokenizer.all_special_ids, *range(positions_before_text(model.config))}
@@ -171,8 +167,8 @@ def narrow_ffn(
 
     A later stage trains the model and recovers the loss.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(model_in).to(options.device)
-    tokenizer = AutoTokenizer.from_pretrained(model_in)
+    model = load_saved_model(model_in).to(options.device)
+    tokenizer = load_saved_tokenizer(model_in)
     texts = labeled_sample(splits["train"], options.calibration_samples, options.seed)
     batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, options.device)
     down_linears = {name: down for name, (_up, down) in ffn_linears(model).items()}
@@ -360,8 +356,8 @@ def prune(model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, option
     of recovery.
     """
     set_seed(options.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(model_in)
-    tokenizer = AutoTokenizer.from_pretrained(model_in)
+    model = load_saved_model(model_in)
+    tokenizer = load_saved_tokenizer(model_in)
     texts = labeled_sample(splits["train"], options.calibration_samples, options.seed)
     batches = token_batches_of(texts, tokenizer, options.max_length, options.batch, options.device)
     linears = linears_to_prune(model, options.prune_layers)

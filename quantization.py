@@ -23,12 +23,13 @@ import torch
 from datasets import DatasetDict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import set_seed
 
 from compression_config import Options
 from data import label_array
 from encoders.calibration import calibration_texts
 from encoders.families import encoder_linears
+from encoders.saved_models import load_saved_model, load_saved_tokenizer
 from encoders.sparsity import KeepZeros
 from encoders.start import save_model
 from engines import graphs
@@ -219,7 +220,7 @@ def save_quantized(request: QuantizationRequest, scheme: Any) -> None:
     It is saved before any forward pass: on some CPUs the first forward pass of NF4 repacks the
     weights with a loss.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = load_saved_model(
         request.model_in, dtype="float32", device_map="cpu", quantization_config=scheme
     )
     model.save_pretrained(request.out_dir)
@@ -262,8 +263,8 @@ def train_quantization_aware(
     )
     loss = stage_loss(splits, task, options)
     set_seed(options.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(model_in, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(model_in)
+    model = load_saved_model(model_in, dtype=torch.float32)
+    tokenizer = load_saved_tokenizer(model_in)
     prepare_qat_(model, bits)
     train_(
         model,

@@ -17,8 +17,6 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_model
 from torch import Tensor
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     EvalPrediction,
@@ -32,6 +30,7 @@ from transformers import (
 from compression_config import Options
 from data import label_array, labeled_rows, read_tokens, token_lengths, write_tokens
 from encoders.saved_heads import output_layer
+from encoders.saved_models import load_saved_model, load_saved_tokenizer
 from encoders.start import save_model, start_teacher
 from engines.engine import load_engine, predict_logits
 from engines.linear import new_pipeline, write_linear
@@ -210,11 +209,11 @@ def tune_decision_thresholds(
     labels = label_array(validation).astype(int)
     scores = probabilities(logits, multi_label=task.multi_label)
     thresholds = tune_thresholds(scores, labels, multi_label=task.multi_label)
-    model = AutoModelForSequenceClassification.from_pretrained(model_in)
+    model = load_saved_model(model_in)
     fold_thresholds_(head_bias(model), thresholds)
     names = task.labels[len(task.labels) - len(thresholds) :]
     model.config.decision_thresholds = dict(zip(names, thresholds, strict=True))
-    return save_model(model, AutoTokenizer.from_pretrained(model_in), out_dir)
+    return save_model(model, load_saved_tokenizer(model_in), out_dir)
 
 
 def fit_linear(

@@ -30,6 +30,10 @@ VOCABULARY_FILES = (
 
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # of safetensors
 
+CONFIGS = ("config.json", "tokenizer_config.json")
+
+CODE_KEYS = {"auto_map", "custom_pipelines"}  # of a config: Python files that come with the model
+
 COUNTERS = ("position_ids", "token_type_ids", "num_batches_tracked")  # saved integer buffers
 
 
@@ -147,6 +151,18 @@ def check_vocabulary_files(directory: Path) -> None:
         )
 
 
+def check_own_code(directory: Path) -> None:
+    """Refuse a directory whose config or tokenizer names code to run, also for serving."""
+    for name in CONFIGS:
+        path = directory / name
+        keys = CODE_KEYS & read_object(path).keys() if path.exists() else set()
+        if keys:
+            raise UnusableModel(
+                f"its {name} has {min(keys)}, and models that bring their own code "
+                "(trust_remote_code) are refused"
+            )
+
+
 def read_model_config(directory: Path) -> dict[str, Any]:
     """The config.json of a model; UnusableModel for an adapter or a model with code of its own."""
     if not directory.is_dir():
@@ -158,11 +174,8 @@ def read_model_config(directory: Path) -> dict[str, Any]:
         )
     if not (directory / "config.json").exists():
         raise UnusableModel("that directory has no config.json")
+    check_own_code(directory)
     config = read_object(directory / "config.json")
-    if "auto_map" in config:
-        raise UnusableModel(
-            "models that bring their own code (auto_map, trust_remote_code) are refused"
-        )
     return config
 
 

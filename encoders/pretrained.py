@@ -113,7 +113,7 @@ def check_encoder(config: PretrainedConfig) -> None:
 def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
     """The modules of a sequence classifier on the meta device, which allocates no memory."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
 # Tokenizer

@@ -109,4 +109,5 @@ def scratch_model(
     config = BertConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape, **task.config()
     )
-    return AutoModelForSequenceClassification.from_config(config), tokenizer
+    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    return model, tokenizer

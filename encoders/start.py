@@ -80,17 +80,18 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_d
     if is_main_process():
         model.save_pretrained(out_dir)
         tokenizer.save_pretrained(out_dir)
-        make_portable(out_dir / "tokenizer_config.json")
+        make_portable(out_dir / "tokenizer_config.json", tokenizer.model_input_names)
     return out_dir
 
 
-def make_portable(path: Path) -> None:
+def make_portable(path: Path, input_names: list[str]) -> None:
     """Remove from a tokenizer_config.json how the tokenizer was loaded, and a new class name.
 
     The bytes would depend on the directory and on whether the hub was reachable, and transformers
-    4 does not know the class.
+    4 does not know the class and has other default names of the model's inputs.
     """
     config = read_json(path)
+    config["model_input_names"] = input_names
     for name in LOADING_ARGUMENTS:
         config.pop(name, None)
     if config.get("tokenizer_class") == NEW_TOKENIZER_CLASS:

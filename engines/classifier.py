@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from encoders.model_files import UnusableModel, check_own_code
 from engines.autoselect import (
     ENGINE_PACKAGES,
     TIMING_TEXTS,
@@ -123,14 +124,14 @@ def token_batches(lengths: Sequence[int], max_rows: int) -> list[list[int]]:
     return batches
 
 
-def read_json_object(path: Path) -> dict:
+def read_json_object(path: Path, flag: str = "--model") -> dict:
     """A JSON object; UserError if the file is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"--model is {path.parent}, but must have {path.name} with a JSON object")
+        raise UserError(f"{flag} is {path.parent}, but must have {path.name} with a JSON object")
     return value
 
 
@@ -155,10 +156,10 @@ def read_labels(model_dir: Path) -> tuple[tuple[str, ...], bool]:
     return labels, multi_label
 
 
-def read_stage_record(model_dir: Path) -> dict[str, Any]:
+def read_stage_record(model_dir: Path, flag: str = "--model") -> dict[str, Any]:
     """The contents of stage.json; empty if there is none."""
     path = model_dir / "stage.json"
-    return read_json_object(path) if path.exists() else {}
+    return read_json_object(path, flag) if path.exists() else {}
 
 
 def check_has_formats(model_dir: Path, format_names: list[str]) -> None:
@@ -187,6 +188,14 @@ def check_has_formats(model_dir: Path, format_names: list[str]) -> None:
     raise UserError(f"--model is {model_dir}, but has only {name}, {explanation}")
 
 
+def refuse_own_code(flag: str, model_dir: Path) -> None:
+    """Raise UserError if the model brings code of its own, before a library reads its files."""
+    try:
+        check_own_code(model_dir)
+    except UnusableModel as error:
+        raise UserError(f"{flag} is {model_dir}, but {error}") from None
+
+
 def missing_packages(format_name: str) -> list[str]:
     """The packages that serving a format needs and that are not installed."""
     needed = ENGINE_PACKAGES[engine_name(format_name)]
@@ -204,6 +213,7 @@ def servable_formats(model_dir: Path, engine: str) -> list[str]:
     check_has_formats(model_dir, present)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         read_json_object(model_dir / name)
+    refuse_own_code("--model", model_dir)
     selected = [name for name in present if engine in ("auto", name, engine_name(name))]
     if not selected:
         choices = dict.fromkeys([*map(engine_name, present), *present])
@@ -218,22 +228,24 @@ def servable_formats(model_dir: Path, engine: str) -> list[str]:
     return installed
 
 
-def check_unchanged(model_dir: Path, format_name: str) -> str:
-    """A digest of the files that a format is loaded from.
+def check_unchanged(model_dir: Path, format_name: str, flag: str = "--model") -> str:
+    """A digest of the files that a format is loaded from; `flag` names the directory in errors.
 
     UserError if a file is missing, or if its hash differs from the one in stage.json.
     """
-    record = read_stage_record(model_dir)
+    record = read_stage_record(model_dir, flag)
     recorded = record.get("files", {})
+    if not isinstance(recorded, dict):
+        raise UserError(f"{flag} is {model_dir}, but its stage.json lists no files with hashes")
     hashes = {}
     for path in serving_files(model_dir, format_name):
         name = path.relative_to(model_dir).as_posix()
         if not path.is_file():
-            raise UserError(f"--model is {model_dir}, but {format_name} needs the file {name}")
+            raise UserError(f"{flag} is {model_dir}, but {format_name} needs the file {name}")
         hashes[name] = file_sha256(path)
         if record and recorded.get(name) != hashes[name]:
             raise UserError(
-                f"--model is {model_dir}, but {name} was changed since the model was made: its "
+                f"{flag} is {model_dir}, but {name} was changed since the model was made: its "
                 "hash is not the one in stage.json"
             )
     return json_digest(hashes)

@@ -138,7 +138,8 @@ def empty_model(model_dir: Path | str) -> Any:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model_dir))
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
 # ---------------------------------------------------------------------------------------- inference
@@ -191,15 +192,15 @@ def load_torch(
     UnusableModel if a weight is missing.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from encoders.loading import load_weights
+    from encoders.saved_models import load_saved_tokenizer
 
     if threads is not None:
         torch.set_num_threads(threads)
     model, _ = load_weights(str(model_dir), allow_new_head=False, device_map=device)
     model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_saved_tokenizer(model_dir)
     tokenize = make_tokenize(tokenizer.backend_tokenizer, max_length, tokenizer.truncation_side)
 
     def forward(batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -72,12 +72,11 @@ def write_onnx(model_dir: Path | str, path: Path | str) -> None:
     [rows, labels].
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, dtype=torch.float32, attn_implementation="eager"
-    )
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    from encoders.saved_models import load_saved_model, load_saved_tokenizer
+
+    model = load_saved_model(model_dir, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = load_saved_tokenizer(model_dir)
     batch = tokenizer(EXAMPLE_TEXTS, padding=True, return_tensors="pt")
     with suppress_output():
         torch.onnx.export(

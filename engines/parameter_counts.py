@@ -83,11 +83,10 @@ def module_path(node_name: str) -> str:
 
 def count_torch(model_dir: Path, format_name: str) -> ParameterCounts:
     """Counts of a checkpoint; quantized weights are dequantized one at a time."""
-    from transformers import AutoModelForSequenceClassification
-
     from encoders.families import encoder_linears
+    from encoders.saved_models import load_saved_model
 
-    model = AutoModelForSequenceClassification.from_pretrained(model_dir)
+    model = load_saved_model(model_dir)
     counts = {}
     for name, parameter in model.named_parameters():
         weight = _dequantize(parameter)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compression_config import Options
 from encoders.calibration import calibration_texts, token_batches_of
+from encoders.saved_models import load_saved_model, load_saved_tokenizer
 from engines.engine import load_engine, predict_logits
 from engines.fake_quantization import (
     fake_quantize_input_hook,
@@ -143,9 +143,9 @@ def layer_sensitivities(
     The sensitivity is the mean squared change of the logits of `texts` if only that layer is
     quantized to `bits`.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32)
+    model = load_saved_model(model_dir, dtype=torch.float32)
     model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_saved_tokenizer(model_dir)
     batches = list(token_batches_of(texts, tokenizer, max_length, RANKING_BATCH))
 
     def compute_logits() -> Tensor:

@@ -31,6 +31,7 @@ from runtime.artifacts import (
     delete_partials,
     exclusive_lock,
     library_versions,
+    record_reports,
     rows_hash,
     source_hash,
     write_record,
@@ -370,6 +371,7 @@ class Experiment:
                 text_column=self.options.text_column,
             )
             self.write_reports(partial, rows, list(names))
+            record_reports(partial)
         archive = write_archive(self.artifact)
         log.info(
             "the final model%s and its results are in %s; as an archive, %.2f MB, in %s",

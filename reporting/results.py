@@ -16,6 +16,7 @@ from typing import Any
 
 from reporting.markdown import Cells, markdown_from_cells
 from runtime.errors import UserError
+from runtime.files import RECORD_NAME, REPORTS_KEY, file_sha256, read_json
 
 RESULTS = "results_final"  # file name without suffix: the rows of a run
 ABLATION = "results_ablation"  # the rows of several pipelines
@@ -345,11 +346,32 @@ def read_results(directory: Path | str, names: tuple[str, ...] = (RESULTS,)) -> 
     """The first readable document of `names` (RESULTS, ABLATION) in a directory; UserError if
     none."""
     for name in names:
-        document = read_document(Path(directory) / f"{name}.json")
+        path = Path(directory) / f"{name}.json"
+        document = read_document(path)
         if document is not None:
+            check_unchanged(path)
             return document
     missing = [f"no {name}.json of {FILE_CONTENTS[name]}" for name in names]
     raise UserError(f"{directory} contains {' and '.join(missing)}")
+
+
+def check_unchanged(path: Path) -> None:
+    """Raise UserError if results were changed since the run: stage.json has another hash."""
+    try:
+        record = read_json(path.with_name(RECORD_NAME))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path.parent} contains a {RECORD_NAME} that is not a JSON object")
+    hashes = record.get(REPORTS_KEY, {})  # older versions recorded none
+    expected = hashes.get(path.name) if isinstance(hashes, dict) else ""
+    if expected is not None and expected != file_sha256(path):
+        raise UserError(
+            f"{path.parent} contains a {path.name} that was changed since the run: its hash is not "
+            f"the one in {RECORD_NAME}"
+        )
 
 
 def read_document(path: Path) -> dict[str, Any] | None:

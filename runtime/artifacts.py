@@ -27,6 +27,7 @@ from runtime.errors import UserError
 from runtime.files import (
     HISTORY_NAME,
     RECORD_NAME,
+    REPORTS_KEY,
     file_sha256,
     files_named,
     follow_umask,
@@ -58,6 +59,7 @@ RECORDED_PACKAGES = (
     "openvino",
     "nncf",
 )
+REPORT_FILES = ("results_final.csv", "results_final.json", "report.html", "README.md")
 HASHED_ROWS = 10_000  # rows that are serialized at once
 MEMORY_SAMPLE_S = 0.05
 
@@ -100,7 +102,7 @@ def source_hash(spec: str) -> str:
     from transformers import AutoConfig
 
     # the checks of the options have downloaded it
-    config = AutoConfig.from_pretrained(spec, local_files_only=True)
+    config = AutoConfig.from_pretrained(spec, local_files_only=True, trust_remote_code=False)
     return f"{spec}@{getattr(config, '_commit_hash', None)}"
 
 
@@ -121,6 +123,15 @@ def write_record(directory: Path, **entries: Any) -> None:
         "processes": process_count(),
     }
     write_json(directory / RECORD_NAME, record)
+
+
+def record_reports(directory: Path) -> None:
+    """Add to `stage.json` the hashes of the reports, which are written after it."""
+    hashes = {}
+    for name in REPORT_FILES:
+        if (directory / name).is_file():
+            hashes[name] = file_sha256(directory / name)
+    write_json(directory / RECORD_NAME, read_record(directory) | {REPORTS_KEY: hashes})
 
 
 def library_versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RECORD_NAME = "stage.json"  # how a stage was made
+REPORTS_KEY = "reports"  # in RECORD_NAME: the hashes of the files that describe the model
 HISTORY_NAME = "history.json"  # the metrics of each training epoch
 
 

@@ -4,6 +4,34 @@ from faults.fault import Fault
 
 FAULTS = (
     Fault(
+        name="a served model may bring code for its tokenizer",
+        file="encoders/model_files.py",
+        old='CONFIGS = ("config.json", "tokenizer_config.json")',
+        new='CONFIGS = ("config.json",)',
+        tests="tests/test_strangers.py -k code_that_comes",
+    ),
+    Fault(
+        name="inference asks on stdin whether to run a model's code",
+        file="engines/classifier.py",
+        old='    refuse_own_code("--model", model_dir)\n',
+        new="",
+        tests="tests/test_strangers.py -k code_that_comes",
+    ),
+    Fault(
+        name="benchmark loads files that changed",
+        file="benchmark.py",
+        old='check_unchanged(directory, format_name, "DIR")',
+        new="pass",
+        tests="tests/test_strangers.py -k benchmark_refuses",
+    ),
+    Fault(
+        name="a tokenizer is loaded with its code",
+        file="encoders/saved_models.py",
+        old="AutoTokenizer.from_pretrained(directory, trust_remote_code=False)",
+        new="AutoTokenizer.from_pretrained(directory)",
+        tests="tests/test_strangers.py -k every_call",
+    ),
+    Fault(
         name="coefficients of the linear baseline in Fortran order",
         file="engines/linear.py",
         old="np.ascontiguousarray(np.concatenate([values for values, _ in rows]))",

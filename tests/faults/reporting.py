@@ -4,6 +4,13 @@ from faults.fault import Fault
 
 FAULTS = (
     Fault(
+        name="report prints results that were changed",
+        file="reporting/results.py",
+        old="            check_unchanged(path)\n",
+        new="",
+        tests="tests/test_strangers.py -k report_refuses",
+    ),
+    Fault(
         name="the number of threads is not passed to the engine",
         file="engines/latency.py",
         old="    engine = load_engine(directory, format_name, max_length, threads, device)\n",
