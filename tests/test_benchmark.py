@@ -129,6 +129,10 @@ def break_config(directory: Path) -> None:
     (directory / "config.json").write_text("{")
 
 
+def name_an_unknown_family(directory: Path) -> None:
+    (directory / "config.json").write_text('{"model_type": "unknown"}')
+
+
 def limit_positions(directory: Path) -> None:
     path = directory / "config.json"
     config = json.loads(path.read_text())
@@ -140,7 +144,8 @@ def limit_positions(directory: Path) -> None:
     [
         (delete_tokenizer, "must contain config.json, tokenizer.json and"),
         (delete_tokenizer_config, "tokenizer_config.json next to its model"),
-        (break_config, "config.json cannot be read as that of an encoder"),
+        (break_config, "config.json cannot be read as a JSON object"),
+        (name_an_unknown_family, "config.json cannot be read as that of an encoder"),
         (limit_positions, "--max_length is 128, but"),
     ],
 )
