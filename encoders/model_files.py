@@ -175,8 +175,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     if not (directory / "config.json").exists():
         raise UnusableModel("that directory has no config.json")
     check_own_code(directory)
-    config = read_object(directory / "config.json")
-    return config
+    return read_object(directory / "config.json")
 
 
 def check_model_files(directory: Path) -> None:

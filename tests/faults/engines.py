@@ -23,6 +23,7 @@ FAULTS = (
         old='check_unchanged(directory, format_name, "DIR")',
         new="pass",
         tests="tests/test_strangers.py -k benchmark_refuses",
+        raises="InvalidProtobuf",
     ),
     Fault(
         name="a tokenizer is loaded with its code",
