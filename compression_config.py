@@ -26,6 +26,8 @@ REPORTERS = (  # the trackers of the Trainer
     *("kubeflow", "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb"),
 )
 
+MAX_INPUT_GB = 2.0  # default of --max_input_gb, which inference.py also has
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -193,6 +195,17 @@ class Options:
         "texts spliced)",
         DATA,
         rule=NOT_NEGATIVE,
+    )
+    no_header: bool = option(
+        False,
+        "CSV and TSV files have no header; their columns are called column_1, column_2 ...",
+        DATA,
+    )
+    max_input_gb: float = option(
+        MAX_INPUT_GB,
+        "largest content of a compressed or Parquet file, in gigabytes after decompression",
+        DATA,
+        rule=ABOVE_ZERO,
     )
     text_column: str | None = option(None, "column that contains the texts", DATA, auto="detected")
     label_columns: tuple[str, ...] | None = option(
@@ -423,6 +436,7 @@ CALIBRATION_OPTIONS = ("seed", "max_length", "calibration_samples")
 GATE_OPTIONS = (*CALIBRATION_OPTIONS, "max_f1_drop", "quant_auto")
 PLACE_OPTIONS = (  # they change neither a stage nor a result
     "audit",
+    "max_input_gb",
     "experiment",
     "output_dir",
     "reuse",

@@ -14,9 +14,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compression_config import POSITIVE
-from corpus.encodings import CODECS, UnreadableFile
-from corpus.input_files import FORMATS, STDIN, find_format, open_rows
+from compression_config import MAX_INPUT_GB, POSITIVE
+from corpus.encodings import BYTES_PER_GB, CODECS, UnreadableFile
+from corpus.input_files import (
+    DELIMITED,
+    FORMATS,
+    STDIN,
+    STDIN_PATHS,
+    ReadOptions,
+    find_format,
+    is_stream,
+    open_rows,
+)
 from corpus.prediction_files import (
     LABEL_SEPARATOR,
     STDOUT_FORMATS,
@@ -55,6 +64,8 @@ INPUT_OPTIONS = {  # options that need --input -> their defaults
     "output": STDOUT,
     "text_column": None,
     "format": None,
+    "no_header": False,
+    "max_input_gb": str(MAX_INPUT_GB),
     "scores": False,
     "overwrite": False,
     "batch": 32,
@@ -75,7 +86,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--model", metavar="DIR", help="directory of the model, such as compressed_models/NAME"
     )
-    parser.add_argument("--input", metavar="FILE", help="file of texts; - is stdin")
+    parser.add_argument("--input", metavar="FILE", help="file or named pipe of texts; - is stdin")
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -114,6 +125,18 @@ def build_parser() -> ArgumentParser:
         help="format of the input: csv, tsv, txt, jsonl or parquet (default: by the suffix; "
         "stdin: txt)",
     )
+    parser.add_argument(
+        "--no_header",
+        action="store_true",
+        help="the input is CSV or TSV without a header; its columns are called column_1, ...",
+    )
+    parser.add_argument(
+        "--max_input_gb",
+        metavar="FLOAT",
+        default=str(MAX_INPUT_GB),
+        help="largest content of a compressed or Parquet input, in gigabytes after decompression "
+        f"(default: {MAX_INPUT_GB:g})",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser
 
@@ -138,8 +161,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def convert_numbers(options: argparse.Namespace) -> list[str]:
-    """Convert --threads and --batch; an error for each that is not a positive integer."""
+    """Convert --threads, --batch and --max_input_gb; an error for each that is not positive."""
     errors = []
+    try:
+        options.max_bytes = int(float(options.max_input_gb) * BYTES_PER_GB)
+    except (ValueError, OverflowError):
+        options.max_bytes = 0
+    if options.max_bytes <= 0:
+        errors.append(f"--max_input_gb is {options.max_input_gb}, but must be a number above 0")
     for name in ("threads", "batch"):
         text = getattr(options, name)
         if text is None:
@@ -180,7 +209,10 @@ def input_errors(options: argparse.Namespace) -> list[str]:
     errors = []
     if options.texts:
         errors.append("texts and --input cannot be combined; quote a file name that has spaces")
-    if options.input != STDIN:
+    if options.input in STDIN_PATHS:
+        options.input = STDIN
+    options.is_stream = is_stream(options.input)
+    if not options.is_stream:
         errors += file_errors("--input", options.input)
     formats = dict.fromkeys(FORMATS.values())
     options.format_is_by_suffix = options.format is None and options.input != STDIN
@@ -193,11 +225,18 @@ def input_errors(options: argparse.Namespace) -> list[str]:
                 errors.append(f"--input is {options.input}, but {error}; or give --format")
     elif options.format not in formats:
         errors.append(f"--format is {options.format}, but must be one of {', '.join(formats)}")
+    codec = None
     if options.input != STDIN:
         codec = CODECS.get(Path(options.input).suffix.lower())
+    if not options.is_stream:
         errors += package_errors("--input", options.input, options.format, codec)
-    elif options.format == "parquet":
-        errors.append("--format is parquet, but stdin must be text; give the file as --input")
+    elif options.format == "parquet" or codec:
+        errors.append(
+            f"--input is {options.input}, a stream, but a stream must be text without compression; "
+            "give a file"
+        )
+    if options.no_header and options.format not in DELIMITED:
+        errors.append(f"--no_header is given, but the format is {options.format}, not csv or tsv")
     if options.format == "txt" and options.text_column is not None:
         errors.append(
             f"--text_column is {options.text_column}, but must not be given for txt, which has no "
@@ -217,10 +256,10 @@ def output_errors(options: argparse.Namespace) -> list[str]:
         options.output_format, options.output_codec = find_output_format(output)
     except UserError as error:
         return list(error.lines)
-    if options.input == STDIN and options.format == "jsonl" and options.output_format != "jsonl":
+    if options.is_stream and options.format == "jsonl" and options.output_format != "jsonl":
         return [
-            f"--output is {output}, but must end in .jsonl: the columns of JSON Lines on stdin are "
-            "not known in advance"
+            f"--output is {output}, but must end in .jsonl: the columns of JSON Lines in a stream "
+            "are not known in advance"
         ]
     if options.input != STDIN and output.resolve() == Path(options.input).resolve():
         return [f"--output is {output}, but must not be the input"]
@@ -280,6 +319,13 @@ def plan_job(options: argparse.Namespace, file: RowFile) -> Job:
         raise UserError(f"--input is {options.input}, but must have JSON objects with keys")
     trained_on = read_stage_record(model_dir).get("text_column")
     text_column = find_text_column(file.columns, options.text_column, trained_on)
+    is_guessed = text_column not in (options.text_column, trained_on)
+    if is_guessed and options.format in DELIMITED and not options.no_header:
+        log.warning(
+            "note: the first line is read as the header, and %r as the column of the texts; give "
+            "--no_header if it is a row",
+            text_column,
+        )
     added = prediction_columns(labels, file.columns, with_scores=options.scores)
     writer = make_writer(
         options.format, options.output_format, file, added, multi_label=multi_label
@@ -304,17 +350,24 @@ def run_job(options: argparse.Namespace) -> Summary:
     servable_formats(model_dir, options.engine)
     trained_on = read_stage_record(model_dir).get("text_column")
     may_be_table = options.format_is_by_suffix and options.format == "txt"
+    may_be_table = may_be_table and not options.is_stream
     if may_be_table and is_table_with(options.input, trained_on):
         log.info("%s is read as a table: it has the column %r", options.input, trained_on)
         options.format = "csv"
+    reading = ReadOptions(not options.no_header, options.max_bytes)
     with open_rows(
-        options.input, "--input", options.format, keep_invalid=True, find_keys=True
+        options.input,
+        "--input",
+        options.format,
+        keep_invalid=True,
+        find_keys=True,
+        options=reading,
     ) as file:
         job = plan_job(options, file)
         if options.output == STDOUT:
             return label_rows(job, sys.stdout.buffer, Progress())
         identity = None
-        if options.input != STDIN:
+        if not options.is_stream:
             identity = job_identity(
                 job, Path(options.input), options.output_format, engine_versions()
             )
@@ -359,7 +412,7 @@ def run(argv: list[str] | None, context: CommandContext) -> int:
     options = parse_options(argv)
     if options.output != STDOUT:
         context.output_dir = str(Path(options.output).parent)
-        context.can_resume = options.input != STDIN
+        context.can_resume = not options.is_stream
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if options.threads == 1 else "true")
     start_logging()

@@ -17,8 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compression_config import Options
+from corpus.encodings import BYTES_PER_GB
+from corpus.headers import header_problem, is_long_name
+from corpus.input_files import ReadOptions
 from corpus.labels import MAX_CLASSES, is_flag, label_patterns, read_label_column, read_task
-from corpus.readers import RowPlaces, read_rows
+from corpus.readers import FileRows, RowPlaces, is_delimited, read_rows
 from corpus.text_keys import map_chunks, near_duplicate_key, text_key
 from corpus.values import MISSING, decode_values, encode_values
 from runtime.errors import UserError
@@ -187,13 +190,40 @@ def detect_label_columns(table: pa.Table, excluded: set[str | None]) -> tuple[st
     raise ambiguity_error("--label_columns", candidates, table)
 
 
+def read_options(options: Options) -> ReadOptions:
+    """How the files of a run are read."""
+    return ReadOptions(not options.no_header, int(options.max_input_gb * BYTES_PER_GB))
+
+
+def check_header(rows: FileRows, reading: ReadOptions) -> None:
+    """UserError if the first line of the file of `--dataset_path` is not a header, but a row."""
+    if not reading.has_header or not is_delimited(rows.path):
+        return
+    problem = header_problem(rows)
+    if problem:
+        raise UserError(f"--dataset_path is {rows.path}, but {problem}")
+
+
+def note_long_name(text_column: str, options: Options) -> None:
+    """A note if the name of the text column of a delimited file may be a text."""
+    is_named_by_file = not options.no_header and is_delimited(options.dataset_path)
+    if options.text_column is None and is_named_by_file and is_long_name(text_column):
+        log.warning(
+            "note: the first line is read as the header, with the text column %r; give --no_header "
+            "if it is a row",
+            text_column,
+        )
+
+
 def read_files(options: Options) -> tuple[pa.Table, RowPlaces]:
     """The rows of all files of a run, and where they are.
 
     If `--validation_path` or `--test_path` is set, the table gets a column `split`, which is null
     for the rows of `--dataset_path`.
     """
-    rows = read_rows(options.dataset_path, "--dataset_path")
+    reading = read_options(options)
+    rows = read_rows(options.dataset_path, "--dataset_path", reading)
+    check_header(rows, reading)
     paths = {"validation": options.validation_path, "test": options.test_path}
     if not any(paths.values()):
         return rows.table, RowPlaces([rows])
@@ -206,7 +236,7 @@ def read_files(options: Options) -> tuple[pa.Table, RowPlaces]:
     files = [rows]
     for split, path in paths.items():
         if path:
-            held_out = read_rows(path, f"--{split}_path")
+            held_out = read_rows(path, f"--{split}_path", reading)
             check_same_columns(held_out.table, path, split, rows.table.column_names)
             split_column = pa.repeat(pa.scalar(split, pa.large_string()), len(held_out.table))
             selected = held_out.table.select(rows.table.column_names)
@@ -294,6 +324,7 @@ def read_corpus(options: Options) -> LabeledCorpus:
     table, places = read_files(options)
     check_columns(table, options)
     text_column = options.text_column or detect_text_column(table)
+    note_long_name(text_column, options)
     label_columns = options.label_columns
     if not label_columns:
         label_columns = detect_label_columns(table, {text_column, options.group_column})

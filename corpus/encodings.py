@@ -49,9 +49,19 @@ HEAD_BYTES = 4096  # for signatures, byte-order marks and UTF-16 without a mark
 
 CHUNK_BYTES = 2**16
 
+BYTES_PER_GB = 10**9
+
 
 class UnreadableFile(Exception):
     """The reason why a file is rejected, worded to follow `--flag is PATH, but`."""
+
+
+def size_error(max_bytes: int) -> UnreadableFile:
+    """The error for a file that is too large when it is decompressed."""
+    return UnreadableFile(
+        f"its content is larger than {max_bytes / BYTES_PER_GB:g} GB; --max_input_gb raises the "
+        "limit"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class TextFile:
 
     path: Path
     codec: str | None = None
+    max_bytes: int | None = None  # a compressed file of more decompressed bytes is refused
     encoding: str = "utf-8"
     mark_bytes: int = 0
     errors: str = "strict"
@@ -109,7 +120,8 @@ def open_text(file: TextFile, newline: str | None) -> Iterator[OpenText]:
 def byte_chunks(file: TextFile) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of the decompressed file; the last chunk is empty, for a decoder's end.
 
-    UnreadableFile if a text of 8-bit units contains a NUL byte.
+    UnreadableFile if a text of 8-bit units contains a NUL byte, or if a compressed file is too
+    large.
     """
     with open(file.path, "rb") as raw:
         source = decompress(raw, file.codec)
@@ -123,6 +135,8 @@ def byte_chunks(file: TextFile) -> Iterator[tuple[int, bytes]]:
                 raise UnreadableFile(f"it is not text: a NUL byte at offset {position}")
             yield offset, chunk
             offset += len(chunk)
+            if file.codec and file.max_bytes and offset > file.max_bytes:
+                raise size_error(file.max_bytes)
             is_at_end = not chunk
 
 

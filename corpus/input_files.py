@@ -8,14 +8,20 @@ it and continues (`engines.file_scoring`).
 from __future__ import annotations
 
 import io
+import logging
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+from compression_config import MAX_INPUT_GB
 from corpus.encodings import (
+    BYTES_PER_GB,
     CODECS,
     OpenText,
     TextFile,
@@ -25,17 +31,23 @@ from corpus.encodings import (
     open_text,
 )
 from corpus.parquet_rows import open_parquet_rows
+from corpus.quoting import QuoteEvidence, detect_quoting
 from corpus.row_formats import (
     SAMPLE_CHARS,
+    CsvLayout,
     Row,
     RowFile,
+    RowLines,
     all_keys,
+    detect_layout,
     line_rows,
     long_csv_cells,
     open_csv_rows,
     open_json_rows,
 )
-from runtime.errors import UserError
+from runtime.errors import UserError, escape_unprintable
+
+log = logging.getLogger(__name__)
 
 FORMATS = {  # suffix -> format
     ".csv": "csv",
@@ -50,8 +62,19 @@ FORMATS = {  # suffix -> format
 DELIMITED = ("csv", "tsv")
 
 STDIN = "-"  # as the path of an input
+STDIN_PATHS = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 FIRST_OBJECTS = 100  # of JSON Lines on stdin; their keys are its columns
+
+
+class ReadOptions(NamedTuple):
+    """How the files of a run are read."""
+
+    has_header: bool = True  # of delimited files; without one, columns are column_1, column_2 ...
+    max_bytes: int = int(MAX_INPUT_GB * BYTES_PER_GB)  # of a compressed file or Parquet in memory
+
+
+DEFAULT_READING = ReadOptions()
 
 
 def find_format(path: Path) -> tuple[str, str | None]:
@@ -65,10 +88,23 @@ def find_format(path: Path) -> tuple[str, str | None]:
     return file_format, codec
 
 
+def is_stream(path: str) -> bool:
+    """Whether a path is stdin, a named pipe or a device, which can be read only once."""
+    if path == STDIN:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def check_file(path: Path) -> None:
-    """Raise UnreadableFile if there is no file, or if it is empty."""
+    """Raise UnreadableFile if there is no file, or if it is empty, or if it is a stream."""
     if path.is_dir():
         raise UnreadableFile("that is a directory")
+    if is_stream(str(path)):
+        raise UnreadableFile("that is a pipe or a device, which can be read only once")
     if not path.is_file():
         raise UnreadableFile("there is no such file")
     if not path.stat().st_size:
@@ -94,56 +130,79 @@ def guarded(rows: Iterator[Row], flag: str, path: str) -> Iterator[Row]:
         yield from rows
 
 
-def open_text_rows(text: OpenText, file_format: str, sample: str | None) -> RowFile:
-    """The rows of an open text; `sample` is its beginning, for the delimiter of a CSV."""
-    if file_format in DELIMITED:
-        return open_csv_rows(text, sample)
-    if file_format == "jsonl":
-        return open_json_rows(text)
-    return RowFile(line_rows(text.lines), ("text",), text.position)
-
-
 def newline_mode(file_format: str) -> str | None:
     """`newline` of Python's `open`: the csv module needs the line ends as they are."""
     return "" if file_format in DELIMITED else None
 
 
-def open_stdin_rows(file_format: str) -> RowFile:
-    """The rows of stdin, which is read once and as UTF-8; invalid bytes become lone surrogates.
+def open_stream_rows(stream: BinaryIO, file_format: str, *, has_header: bool) -> RowFile:
+    """The rows of a stream, which is read once and as UTF-8; invalid bytes become lone surrogates.
 
     The columns of JSON Lines are the keys of its first objects.
     """
-    lines = io.TextIOWrapper(
-        sys.stdin.buffer, "utf-8-sig", "surrogateescape", newline_mode(file_format)
-    )
-    file = open_text_rows(OpenText(lines, lambda: 0), file_format, sample=None)
-    if file_format != "jsonl":
-        return file
-    first_rows = list(islice(file.rows, FIRST_OBJECTS))
-    return replace(file, rows=chain(first_rows, file.rows), columns=tuple(all_keys(first_rows)))
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline_mode(file_format))
+
+    def position() -> int:
+        return 0
+
+    if file_format in DELIMITED:
+        lines = RowLines(text)
+        first_line = next((line for line in lines if line.strip()), "")
+        lines.reread_after(0)
+        layout = detect_layout(first_line, is_cut=False, has_header=has_header)
+        return open_csv_rows(lines, layout, position, QuoteEvidence(layout))
+    if file_format == "jsonl":
+        file = open_json_rows(OpenText(text, position))
+        first_rows = list(islice(file.rows, FIRST_OBJECTS))
+        columns = tuple(all_keys(first_rows))
+        return replace(file, rows=chain(first_rows, file.rows), columns=columns)
+    return RowFile(line_rows(text), ("text",), position)
+
+
+def read_layout(file: TextFile, *, has_header: bool) -> CsvLayout:
+    """How a delimited file is read, judged by all of it; a note if its quotes are part of texts."""
+    newline = newline_mode("csv")
+    with open_text(file, newline) as text:
+        sample = text.lines.read(SAMPLE_CHARS)
+    layout = detect_layout(sample, is_cut=len(sample) == SAMPLE_CHARS, has_header=has_header)
+    with open_text(file, newline) as text:
+        is_quoted, note = detect_quoting(RowLines(text.lines), layout)
+    if note:
+        log.warning("note: %s %s", escape_unprintable(str(file.path)), note)
+    return layout._replace(is_quoted=is_quoted)
 
 
 @contextmanager
 def open_file_rows(
-    path: Path, file_format: str, codec: str | None, *, keep_invalid: bool, find_keys: bool
+    path: Path,
+    file_format: str,
+    codec: str | None,
+    *,
+    keep_invalid: bool,
+    find_keys: bool,
+    options: ReadOptions,
 ) -> Iterator[RowFile]:
     """The rows of a file; UnreadableFile or OSError if it is damaged."""
     if file_format == "parquet":
-        yield open_parquet_rows(path)
+        yield open_parquet_rows(path, options.max_bytes)
         return
-    text_file = detect_encoding(TextFile(path, codec), keep_invalid=keep_invalid)
+    text_file = TextFile(path, codec, options.max_bytes)
+    text_file = detect_encoding(text_file, keep_invalid=keep_invalid)
     newline = newline_mode(file_format)
-    sample = None
     keys: tuple[str, ...] = ()
     if file_format in DELIMITED:
-        with open_text(text_file, newline) as text:
-            sample = text.lines.read(SAMPLE_CHARS)
+        layout = read_layout(text_file, has_header=options.has_header)
     elif file_format == "jsonl" and find_keys:
         with open_text(text_file, newline) as text:
             keys = tuple(all_keys(open_json_rows(text).rows))
     with open_text(text_file, newline) as text:
-        file = open_text_rows(text, file_format, sample)
-        yield replace(file, columns=file.columns or keys, total=path.stat().st_size)
+        if file_format in DELIMITED:
+            file = open_csv_rows(RowLines(text.lines), layout, text.position)
+        elif file_format == "jsonl":
+            file = replace(open_json_rows(text), columns=keys)
+        else:
+            file = RowFile(line_rows(text.lines), ("text",), text.position)
+        yield replace(file, total=path.stat().st_size)
 
 
 @contextmanager
@@ -154,8 +213,10 @@ def open_rows(
     *,
     keep_invalid: bool = False,
     find_keys: bool = False,
+    options: ReadOptions = DEFAULT_READING,
 ) -> Iterator[RowFile]:
-    """The rows of a file, or of stdin if `path` is `-`. The format follows the suffix if not given.
+    """The rows of a file, or of a stream (stdin if `path` is `-`). The format follows the suffix of
+    a file if not given.
 
     `keep_invalid`: decode the invalid bytes of damaged UTF-8 as lone surrogates. `find_keys`: read
     JSON twice, first for its columns. One-line UserError if the file is missing or damaged.
@@ -163,8 +224,11 @@ def open_rows(
     with ExitStack() as stack:
         with reading_errors(flag, path):
             stack.enter_context(long_csv_cells())
-            if path == STDIN:
-                file = open_stdin_rows(file_format)
+            if is_stream(path):
+                stream = sys.stdin.buffer
+                if path != STDIN:
+                    stream = stack.enter_context(open(path, "rb"))
+                file = open_stream_rows(stream, file_format, has_header=options.has_header)
             else:
                 check_file(Path(path))
                 codec = CODECS.get(Path(path).suffix.lower())
@@ -177,6 +241,7 @@ def open_rows(
                         codec,
                         keep_invalid=keep_invalid,
                         find_keys=find_keys,
+                        options=options,
                     )
                 )
         yield replace(file, rows=guarded(file.rows, flag, path))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpus.encodings import UnreadableFile
+from corpus.encodings import UnreadableFile, size_error
 from corpus.row_formats import Row, RowFile, clean_column_names
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 BATCH_ROWS = 4096
+BATCH_BYTES = 2**26  # a batch has fewer rows if they may be larger
+
+NUMBER_BYTES = 8  # of a value in memory, at least
 
 
 @contextmanager
@@ -35,6 +38,99 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
 
 
+def is_texts(kind: pa.DataType) -> bool:
+    """Whether the values of a column are strings or bytes."""
+    import pyarrow as pa
+
+    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_string or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def largest_dictionary_value(path: Path, file: pq.ParquetFile) -> int:
+    """Bytes of the longest text in the dictionaries of a file, which its rows refer to."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = []
+    for field in file.schema_arrow:
+        if is_texts(field.type) or pa.types.is_dictionary(field.type):
+            names.append(field.name)
+    largest = 0
+    with pq.ParquetFile(path, read_dictionary=names) as dictionaries:
+        for group in range(file.num_row_groups):
+            first_row = dictionaries.iter_batches(1, row_groups=[group], columns=names)
+            for batch in first_row:
+                for column in batch.columns:
+                    if pa.types.is_dictionary(column.type) and is_texts(column.dictionary.type):
+                        size = pc.max(pc.binary_length(column.dictionary)).as_py()
+                        largest = max(largest, size or 0)
+                break
+    return largest
+
+
+def decoded_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of a batch in memory, with the texts of a dictionary counted once per row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    size = 0
+    for column in batch.columns:
+        size += column.nbytes
+        if pa.types.is_dictionary(column.type) and is_texts(column.dictionary.type):
+            lengths = pc.binary_length(column.dictionary)
+            size += pc.sum(lengths.take(column.indices)).as_py() or 0
+    return size
+
+
+def batch_rows(path: Path, file: pq.ParquetFile) -> int:
+    """Rows of a batch that has at most about BATCH_BYTES in memory."""
+    largest = largest_dictionary_value(path, file)
+    for group in range(file.num_row_groups):
+        for index in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(index)
+            mean = column.total_uncompressed_size // max(1, column.num_values)
+            if "DELTA_BYTE_ARRAY" in column.encodings:  # a value may repeat the previous one
+                mean = column.total_uncompressed_size
+            largest = max(largest, mean)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
+
+
+def check_size(file: pq.ParquetFile, max_bytes: int) -> None:
+    """UnreadableFile if the metadata of a file states more than `max_bytes` in memory."""
+    size = 0
+    for group in range(file.num_row_groups):
+        for index in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(index)
+            size += max(column.total_uncompressed_size, column.num_values * NUMBER_BYTES)
+    if size > max_bytes:
+        raise size_error(max_bytes)
+
+
+def bounded_batches(
+    path: Path, file: pq.ParquetFile, max_bytes: int, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a file; UnreadableFile as soon as they had more than `max_bytes` in memory.
+
+    A few kilobytes of Parquet can be gigabytes of rows, because rows refer to a dictionary.
+    """
+    size = 0
+    for batch in file.iter_batches(batch_rows(path, file), columns=columns):
+        size += decoded_bytes(batch)
+        if size > max_bytes:
+            raise size_error(max_bytes)
+        yield batch
+
+
+def check_decoded_size(path: Path, file: pq.ParquetFile, max_bytes: int) -> None:
+    """UnreadableFile if a file has more than `max_bytes` in memory; reads it only if it might."""
+    check_size(file, max_bytes)
+    values = file.metadata.num_rows * file.metadata.num_columns
+    if values * largest_dictionary_value(path, file) > max_bytes:
+        for _ in bounded_batches(path, file, max_bytes):
+            pass
+
+
 def column_values(column: pa.Array) -> list[Any]:
     """The values of a column as Python objects.
 
@@ -45,11 +141,13 @@ def column_values(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def parquet_rows(file: pq.ParquetFile, names: list[str]) -> Iterator[Row]:
+def parquet_rows(
+    path: Path, file: pq.ParquetFile, names: list[str], max_bytes: int
+) -> Iterator[Row]:
     """The rows of an open file; columns are called `names`."""
     number = 0
     with arrow_errors():
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+        for batch in bounded_batches(path, file, max_bytes):
             batch.validate(full=True)
             size = batch.nbytes // max(1, batch.num_rows)
             columns = [column_values(column) for column in batch.columns]
@@ -58,16 +156,17 @@ def parquet_rows(file: pq.ParquetFile, names: list[str]) -> Iterator[Row]:
                 yield Row(number, size, dict(zip(names, values, strict=True)))
 
 
-def open_parquet_rows(path: Path) -> RowFile:
-    """The rows of a Parquet file with all of its columns."""
+def open_parquet_rows(path: Path, max_bytes: int) -> RowFile:
+    """The rows of a Parquet file with all of its columns; UnreadableFile above `max_bytes`."""
     with arrow_errors():
         file = open_parquet(path)
+        check_decoded_size(path, file, max_bytes)
     names = clean_column_names(file.schema_arrow.names)
     schema = file.schema_arrow.remove_metadata()
     for index, name in enumerate(names):
         schema = schema.set(index, schema.field(index).with_name(name))
     return RowFile(
-        rows=parquet_rows(file, names),
+        rows=parquet_rows(path, file, names, max_bytes),
         columns=tuple(names),
         total=file.metadata.num_rows,
         unit="row",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +18,23 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from corpus.encodings import UnreadableFile
-from corpus.input_files import check_file, find_format, open_rows, reading_errors
-from corpus.parquet_rows import arrow_errors, open_parquet
+from corpus.input_files import (
+    DEFAULT_READING,
+    DELIMITED,
+    ReadOptions,
+    check_file,
+    find_format,
+    open_rows,
+    reading_errors,
+)
+from corpus.parquet_rows import arrow_errors, bounded_batches, check_decoded_size, open_parquet
 from corpus.row_formats import NumberText, Row, RowFile, clean_column_names
 from runtime.errors import UserError, escape_unprintable
 
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 10_000
+BATCH_CHARS = 2**26
 
 NAMED_ROWS = 5  # rows that a message names; it counts the others
 
@@ -97,11 +105,31 @@ def checked_values(row: Row, file: RowFile) -> dict[str, str | None]:
         raise UnreadableFile(f"{file.unit} {row.number} {error}") from error
 
 
-def text_tables(path: str, flag: str, file_format: str | None) -> Iterator[FileRows]:
-    """A text file in parts of BATCH_ROWS rows; keys of JSON become columns when they occur."""
-    with open_rows(path, flag, file_format) as file, progress_bar(path, file.total, "B") as bar:
+def row_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows in groups of BATCH_ROWS, fewer if they have BATCH_CHARS characters."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += row.size
+        if len(batch) == BATCH_ROWS or size >= BATCH_CHARS:
+            yield batch
+            batch = []
+            size = 0
+    if batch:
+        yield batch
+
+
+def text_tables(
+    path: str, flag: str, file_format: str | None, options: ReadOptions
+) -> Iterator[FileRows]:
+    """A text file in parts; keys of JSON become columns when they occur."""
+    with (
+        open_rows(path, flag, file_format, options=options) as file,
+        progress_bar(path, file.total, "B") as bar,
+    ):
         names = dict.fromkeys(file.columns)
-        while rows := list(islice(file.rows, BATCH_ROWS)):
+        for rows in row_batches(file.rows):
             bar.update(file.position() - bar.n)
             with reading_errors(flag, path):
                 values = [checked_values(row, file) for row in rows]
@@ -116,7 +144,7 @@ def text_tables(path: str, flag: str, file_format: str | None) -> Iterator[FileR
             yield FileRows(pa.table(columns), numbers, file.unit, path)
 
 
-def casts_to_text(file: pq.ParquetFile, field: pa.Field) -> bool:
+def casts_to_text(path: Path, file: pq.ParquetFile, field: pa.Field, max_bytes: int) -> bool:
     """Whether every value of a column can be cast to text, judged by its type, or by its values
     if it is binary."""
     if pa.types.is_nested(field.type):
@@ -126,22 +154,23 @@ def casts_to_text(file: pq.ParquetFile, field: pa.Field) -> bool:
         if not is_binary:
             pa.nulls(0, field.type).cast(pa.string())
             return True
-        for batch in file.iter_batches(columns=[field.name]):
+        for batch in bounded_batches(path, file, max_bytes, [field.name]):
             batch[0].cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
     return True
 
 
-def parquet_tables(path: str) -> Iterator[FileRows]:
+def parquet_tables(path: str, max_bytes: int) -> Iterator[FileRows]:
     """The columns of a Parquet file that can be cast to text; the log names the others."""
     check_file(Path(path))
     file = open_parquet(Path(path))
+    check_decoded_size(Path(path), file, max_bytes)
     names = clean_column_names(file.schema_arrow.names)
     text_columns = {}
     left_out = []
     for name, field in zip(names, file.schema_arrow, strict=True):
-        if casts_to_text(file, field):
+        if casts_to_text(Path(path), file, field, max_bytes):
             text_columns[field.name] = name
         else:
             left_out.append(name)
@@ -153,7 +182,7 @@ def parquet_tables(path: str) -> Iterator[FileRows]:
         )
     with progress_bar(path, file.metadata.num_rows, "rows") as bar:
         first_number = 1
-        for batch in file.iter_batches(columns=list(text_columns)):
+        for batch in bounded_batches(Path(path), file, max_bytes, list(text_columns)):
             bar.update(batch.num_rows)
             columns = {}
             for field_name in batch.schema.names:
@@ -165,29 +194,39 @@ def parquet_tables(path: str) -> Iterator[FileRows]:
             yield FileRows(table, numbers, "row", path)
 
 
-def stream_parts(path: str, flag: str, *, has_header: bool) -> Iterator[FileRows]:
+def is_delimited(path: str) -> bool:
+    """Whether a file for training is CSV or TSV, as .txt files are."""
+    file_format, _ = find_format(Path(path))
+    return file_format in (*DELIMITED, "txt")
+
+
+def stream_parts(
+    path: str, flag: str, options: ReadOptions, *, txt_is_table: bool
+) -> Iterator[FileRows]:
     """The parts of a file; one-line UserError if it cannot be read.
 
-    Without `has_header`, a .txt file is one text per line instead of a CSV.
+    A .txt file is a CSV if `txt_is_table`, else one text per line.
     """
     with reading_errors(flag, path):
         check_file(Path(path))
         file_format, _ = find_format(Path(path))
+    if file_format == "txt" and txt_is_table:
+        file_format = "csv"
+    if file_format not in (*DELIMITED, "txt") and not options.has_header:
+        raise UserError(f"--no_header is given, but {flag} is {path}, which names its columns")
     if file_format == "parquet":
         with reading_errors(flag, path), arrow_errors():
-            yield from parquet_tables(path)
+            yield from parquet_tables(path, options.max_bytes)
     else:
-        if file_format == "txt" and has_header:
-            file_format = "csv"
-        yield from text_tables(path, flag, file_format)
+        yield from text_tables(path, flag, file_format, options)
 
 
-def read_rows(path: str, flag: str) -> FileRows:
+def read_rows(path: str, flag: str, options: ReadOptions = DEFAULT_READING) -> FileRows:
     """A file in one piece; one-line UserError if it cannot be read or has no rows.
 
-    A .txt file is read as a CSV with a header.
+    A .txt file is read as a CSV.
     """
-    parts = list(stream_parts(path, flag, has_header=True))
+    parts = list(stream_parts(path, flag, options, txt_is_table=True))
     tables = [pa.table({}), *(part.table for part in parts)]
     table = pa.concat_tables(tables, promote_options="default")
     if not table.num_rows:
@@ -201,16 +240,24 @@ def read_file(path: str, flag: str) -> pa.Table:
     return read_rows(path, flag).table
 
 
-def stream_texts(path: str, flag: str, column: str | None) -> Iterator[pa.ChunkedArray]:
+def stream_texts(
+    path: str, flag: str, column: str | None, options: ReadOptions = DEFAULT_READING
+) -> Iterator[pa.ChunkedArray]:
     """The texts of an unlabeled file in chunks: the lines of .txt, else `column`, or the only one.
 
     one-line UserError if the file cannot be read or has no such column.
     """
-    for part in stream_parts(path, flag, has_header=False):
+    has_named_columns = options.has_header and find_format(Path(path))[0] in DELIMITED
+    for number, part in enumerate(stream_parts(path, flag, options, txt_is_table=False)):
         names = part.table.column_names
         if column not in names and len(names) != 1:
             raise UserError(
                 f"{flag} is {path}, but has no column {column}; it has {', '.join(names)}"
+            )
+        if number == 0 and column not in names and has_named_columns:
+            log.warning(
+                "note: %s: the first line, %s, is read as the name of the only column",
+                *(escape_unprintable(path), escape_unprintable(repr(names[0]))),
             )
         yield part.table[column if column in names else names[0]]
 

@@ -6,13 +6,16 @@ import csv
 import io
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corpus.encodings import OpenText, UnreadableFile
+
+if TYPE_CHECKING:
+    from corpus.quoting import QuoteEvidence
 
 DELIMITERS = ",;\t|"
 
@@ -99,10 +102,21 @@ def delimiter_score(rows: list[list[str]]) -> tuple[bool, int, int]:
     return width > 1, agreement, width
 
 
-def detect_delimiter(sample: str, *, is_cut: bool) -> tuple[str, list[str]]:
-    """The delimiter that fits the first rows best, and the fields of the header.
+class CsvLayout(NamedTuple):
+    """How the rows of a delimited file are read."""
 
-    UnreadableFile if there is no header, or if a cut sample contains only a part of it.
+    delimiter: str
+    columns: tuple[str, ...]
+    header: str  # the line of the column names; empty if the file has none
+    header_number: int = 0  # of that line, counted from 1
+    is_quoted: bool = True  # whether a cell that starts with a quote ends with one
+
+
+def detect_layout(sample: str, *, is_cut: bool, has_header: bool) -> CsvLayout:
+    """The delimiter that fits the first rows best, and the columns.
+
+    They are called column_1, column_2 ... without a header. UnreadableFile if there is no row, or
+    if a cut sample contains only a part of the first one.
     """
     parsed = {}
     for delimiter in DELIMITERS:
@@ -110,11 +124,18 @@ def detect_delimiter(sample: str, *, is_cut: bool) -> tuple[str, list[str]]:
         rows = [row for row in reader if row]
         parsed[delimiter] = rows[:-1] if is_cut else rows
     best = max(DELIMITERS, key=lambda delimiter: delimiter_score(parsed[delimiter]))
-    if parsed[best]:
-        return best, parsed[best][0]
-    if sample.strip():
-        raise UnreadableFile(f"its header is longer than {SAMPLE_CHARS} characters")
-    raise UnreadableFile("it has no rows")
+    if not parsed[best]:
+        if sample.strip():
+            raise UnreadableFile(f"its header is longer than {SAMPLE_CHARS} characters")
+        raise UnreadableFile("it has no rows")
+    cells = parsed[best][0]
+    if not has_header:
+        names = [f"column_{number}" for number in range(1, len(cells) + 1)]
+        return CsvLayout(best, tuple(names), "")
+    columns = tuple(clean_column_names(cells))
+    numbered_lines = enumerate(io.StringIO(sample, newline=""), 1)
+    number, header = next(pair for pair in numbered_lines if pair[1].strip("\r\n"))
+    return CsvLayout(best, columns, header.rstrip("\r\n"), number)
 
 
 def csv_error(error: csv.Error) -> str:
@@ -132,13 +153,18 @@ def csv_error(error: csv.Error) -> str:
     return f"is not CSV: {message}"
 
 
-def csv_rows(lines: RowLines, delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
+def csv_rows(
+    lines: RowLines, layout: CsvLayout, evidence: QuoteEvidence | None = None
+) -> Iterator[Row]:
     """Rows quoted as in RFC 4180, header included; blank lines are skipped, an empty field is None.
 
     After an error in a quoted field, reading resumes at the second line of the row: a stray quote
-    costs only its own line.
+    costs only its own line. With `evidence`, for a file that is read only once, the quotes are
+    judged row by row; UnreadableFile at a row that may be one quoted cell, or several rows.
     """
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    columns = layout.columns
+    quoting = csv.QUOTE_MINIMAL if layout.is_quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=layout.delimiter, quoting=quoting, strict=True)
     while True:
         lines.start_row()
         number = lines.number + 1
@@ -150,7 +176,11 @@ def csv_rows(lines: RowLines, delimiter: str, columns: Sequence[str]) -> Iterato
             return
         except csv.Error as failure:
             error = csv_error(failure)
+            if evidence:
+                evidence.add_invalid_row(number)
             lines.reread_after(1)
+        if evidence and not error:
+            evidence.judge_row(number, lines.row_lines, cells)
         if cells and len(cells) != len(columns):
             error = f"has {len(cells)} fields instead of {len(columns)}"
         size = sum(map(len, lines.row_lines))
@@ -171,20 +201,19 @@ def long_csv_cells() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def open_csv_rows(text: OpenText, sample: str | None) -> RowFile:
-    """Read the header of a CSV; the delimiter is detected from `sample`, or else the header."""
-    lines = RowLines(text.lines)
-    is_cut = sample is not None and len(sample) == SAMPLE_CHARS
-    if sample is None:
-        sample = next((line for line in lines if line.strip()), "")
-        lines.reread_after(0)
-    delimiter, header = detect_delimiter(sample, is_cut=is_cut)
-    columns = clean_column_names(header)
-    rows = csv_rows(lines, delimiter, columns)
-    first = next(rows)
-    if first.error:
-        raise UnreadableFile(f"line {first.number} {first.error}")
-    return RowFile(rows, tuple(columns), text.position, delimiter=delimiter)
+def open_csv_rows(
+    lines: RowLines,
+    layout: CsvLayout,
+    position: Callable[[], int],
+    evidence: QuoteEvidence | None = None,
+) -> RowFile:
+    """The rows of a delimited file, without its header; `evidence` as in `csv_rows`."""
+    rows = csv_rows(lines, layout, evidence)
+    if layout.header:
+        first = next(rows)
+        if first.error:
+            raise UnreadableFile(f"line {first.number} {first.error}")
+    return RowFile(rows, layout.columns, position, delimiter=layout.delimiter)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

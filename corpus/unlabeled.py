@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from pandas.util import hash_array
 
+from corpus.input_files import DEFAULT_READING, ReadOptions
 from corpus.readers import stream_texts
 from corpus.text_keys import text_key
 from runtime.errors import UserError, escape_unprintable
@@ -76,11 +77,16 @@ def first_occurrences(hashes: np.ndarray, seen: set[int]) -> np.ndarray:
 
 
 def unlabeled_sources(
-    path: str | None, column: str, train: Dataset, variants: int, seed: int
+    path: str | None,
+    column: str,
+    train: Dataset,
+    variants: int,
+    seed: int,
+    reading: ReadOptions,
 ) -> Iterator[pa.ChunkedArray]:
     """Yield the texts of `--unlabeled_path` in parts, then those that `--augment` adds."""
     if path:
-        yield from stream_texts(path, "--unlabeled_path", column)
+        yield from stream_texts(path, "--unlabeled_path", column, reading)
     if variants:
         texts = list(augment(train[:]["text"], variants, seed))
         yield pa.chunked_array([pa.array(texts, pa.string())])
@@ -125,6 +131,7 @@ def write_unlabeled(
     out_path: Path,
     augment: int = 0,
     seed: int = 0,
+    reading: ReadOptions = DEFAULT_READING,
 ) -> Dataset:
     """Write the new texts of `--unlabeled_path` and `--augment` as rows with the label NO_LABEL.
 
@@ -139,7 +146,7 @@ def write_unlabeled(
         label = [float(NO_LABEL)] * len(train[0]["label"])
     new_texts = UnlabeledFilter(splits)
     with pa.ipc.new_stream(out_path, schema) as stream:
-        for texts in unlabeled_sources(path, column, train, augment, seed):
+        for texts in unlabeled_sources(path, column, train, augment, seed, reading):
             first_id = new_texts.texts
             mask = new_texts.select(texts)
             ids = first_id + np.flatnonzero(mask)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from compression_config import COMPUTE_OPTIONS, Options, StageOptions, as_record, select
+from corpus.columns import read_options
 from corpus.unlabeled import write_unlabeled
 from distillation import with_teacher_logits, write_teacher_outputs
 from engines.engine import ModelFormat
@@ -230,6 +231,7 @@ class StageRunner:
                 directory / UNLABELED,
                 self.options.augment,
                 self.options.seed,
+                read_options(self.options),
             )
 
     @property

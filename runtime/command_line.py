@@ -198,8 +198,10 @@ def file_errors(flag: str, path: str | None) -> list[str]:
         return []
     if Path(path).is_dir():
         return [f"{flag} is {path}, but that is a directory"]
-    if not Path(path).is_file():
+    if not Path(path).exists():
         return [f"{flag} is {path}, but there is no such file"]
+    if not Path(path).is_file():
+        return [f"{flag} is {path}, but that is a pipe or a device, which can be read only once"]
     if Path(path).stat().st_size == 0:
         return [f"{flag} is {path}, but that file is empty"]
     return []

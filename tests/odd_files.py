@@ -73,6 +73,43 @@ READABLE = [  # name, content, columns
     ),
     ("quoted.csv", 'a,b\n"x,y\nz","""q"" r"\n', {"a": ["x,y\nz"], "b": ['"q" r']}),
     ("quote_inside.csv", 'a,b\n5" disk,say "no"\n', {"a": ['5" disk'], "b": ['say "no"']}),
+    (
+        "quoted_header.csv",
+        '"a","b"\n"x,1\ny","1"\n',
+        {"a": ["x,1\ny"], "b": ["1"]},
+    ),
+    (
+        "quotes_elsewhere.csv",
+        'a,b\n"x, z",1\n"x,1\ny",1\n',
+        {"a": ["x, z", "x,1\ny"], "b": ["1", "1"]},
+    ),
+    (
+        "stray_quote.csv",
+        'a,b\n"x,1\n' + "x,1\n" * 50_000,
+        {"a": ['"x'] + ["x"] * 50_000, "b": ["1"] * 50_001},
+    ),
+    (
+        "unquoted.tsv",
+        'a\tb\n"x\t1\ny\t0\nz"\t1\n',
+        {"a": ['"x', "y", 'z"'], "b": ["1", "0", "1"]},
+    ),
+    (
+        "unquoted_in_the_last_column.tsv",
+        'a\tb\n1\t"x\n2\ty\n3\tz"\n',
+        {"a": ["1", "2", "3"], "b": ['"x', "y", 'z"']},
+    ),
+    (
+        "unquoted.csv",
+        'a,b\n"x" y,1\n"z,0\nz",1\n',
+        {"a": ['"x" y', '"z', 'z"'], "b": ["1", "0", "1"]},
+    ),
+    (
+        "many_unquoted_rows.csv",
+        'a,b\n"x,1\n' + "x,1\n" * 9 + 'x",0\n',
+        {"a": ['"x', *["x"] * 9, 'x"'], "b": ["1"] * 10 + ["0"]},
+    ),
+    ("lines_in_one_column.csv", 'a\nx\n"x\ny"\n', {"a": ["x", "x\ny"]}),
+    ("unquoted_in_one_column.csv", 'a\nx "q"\n"x\ny"\n', {"a": ['x "q"', '"x', 'y"']}),
     ("crlf.csv", 'a,b\r\n"x\r\ny",1\r\n', {"a": ["x\r\ny"], "b": ["1"]}),
     ("cr.csv", 'a,b\r"x\ry",1\r', {"a": ["x\ry"], "b": ["1"]}),
     (
@@ -174,9 +211,30 @@ UNREADABLE = [  # name, content or None for no file, beginning of the error
     ("cut_at_a_quote.csv", 'a,b\n1,2\n3,"', "line 3 has a quote that is never closed"),
     ("cut_in_one_column.csv", 'a\n1\n"', "line 3 has a quote that is never closed"),
     (
-        "cut_early.csv",
-        'a,b\n"x,1\n' + "x,1\n" * 50_000,
-        "line 2 has a quote that is never closed",
+        "stray_quote_in_a_quoted_file.csv",
+        'a,b\n"x, y",1\n"x,1\n' + "x,1\n" * 50_000,
+        "line 3 has a quote that is never closed",
+    ),
+    (
+        "cell_or_rows.csv",
+        'a,b\nx,1\n"x,1\ny",1\n',
+        "line 3 may be the start of one quoted cell of 2 lines, or a row; quote all cells",
+    ),
+    (
+        "long_cell_in_a_quoted_file.csv",
+        'a,b\n"x, y",1\n"x,1\n' + "x,1\n" * 5 + 'y",1\n',
+        "line 3 may be the start of one quoted cell of 7 lines, or a row; quote all cells",
+    ),
+    (
+        "cell_or_rows_beside_quotes_in_cells.csv",
+        'a,b\n"x, y",1\nx "y",1\n"x,1\ny",1\n',
+        "line 4 may be the start of one quoted cell of 2 lines, or a row, and line 3 has a quote "
+        "within a cell",
+    ),
+    (
+        "unquoted_row_of_three_cells.tsv",
+        'a\tb\n"x\t1\ny\tz\t1\nx"\t1\n',
+        "line 3 has 3 fields instead of 2",
     ),
     ("cut_in_the_header.csv", 'a,"b\n1,2\n', "line 1 has a quote that is never closed"),
     ("endless_header.csv", "a," * 70_000, "its header is longer than 65536 characters"),

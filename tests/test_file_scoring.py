@@ -318,10 +318,43 @@ def test_a_stray_quote_far_from_the_end_costs_only_its_line(tmp_path, monkeypatc
     engine = CountingEngine()
     source = tmp_path / "in.csv"
     limit = csv.field_size_limit()
-    source.write_text('text\n"stray\n' + "".join(f"row {i}\n" for i in range(20_000)))
+    rows = [f"row {i}" for i in range(20_000)]
+    source.write_text("\n".join(["text", '"a, quoted text"', '"stray', *rows]))
     label(source, tmp_path / "out.csv", engine.classifier(), batch=1000)
-    assert sorted(engine.texts) == sorted(f"row {i}" for i in range(20_000))
+    assert sorted(engine.texts) == sorted(["a, quoted text", *rows])
     assert csv.field_size_limit() == limit
+
+
+def test_an_unquoted_file_loses_no_row(tmp_path, caplog):
+    lines = []
+    for i in range(300):
+        quotes = ('"' if i == 5 else "", '"' if i == 44 else "")
+        lines.append(f"{i}\t{quotes[0]}tweet {i}{quotes[1]}" + ("\textra" if i == 20 else ""))
+    source = tmp_path / "in.tsv"
+    source.write_text("\n".join(["id\ttext", *lines]))
+    summary = label(source, tmp_path / "out.jsonl", CountingEngine().classifier())
+    assert (summary.progress.scored, summary.progress.bad) == (299, 1)
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert [row["id"] for row in written] == [str(i) for i in range(300) if i != 20]
+    assert written[5]["text"] == '"tweet 5'
+    assert messages(caplog) == [
+        f"note: {source} is read without quoting: line 7 has a quote that does not enclose a cell",
+        "line 22 has 3 fields instead of 2; the row is not in the output",
+    ]
+
+
+def test_a_stream_in_which_a_row_may_be_several_is_refused_there(tmp_path, monkeypatch):
+    lines = ["id\ttext", "1\ta", '2\t"b', "3\tc", '4\td"', "5\te"]
+    stdin = io.TextIOWrapper(io.BytesIO("\n".join(lines).encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    read = []
+    with (
+        pytest.raises(UserError, match="--input is -, but line 3 may be the start of one quoted"),
+        open_rows("-", "--input", "csv") as file,
+    ):
+        for row in file.rows:
+            read.append(row.values["text"])
+    assert read == ["a"]
 
 
 def test_only_the_first_twenty_rows_with_errors_are_logged(tmp_path, caplog):

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -428,3 +429,67 @@ def test_the_serving_requirements_have_the_versions_of_the_others():
     assert set(serving) <= set(pins("requirements.txt"))
     names = {line.split("==")[0] for line in serving}
     assert names == {"onnxruntime", "openvino", "tokenizers", "numpy", "tqdm", "pyarrow"}
+
+
+def feed(path: Path, content: bytes) -> threading.Thread:
+    """A thread that writes `content` into a named pipe as soon as it is read."""
+    thread = threading.Thread(target=path.write_bytes, args=(content,))
+    thread.start()
+    return thread
+
+
+def test_a_named_pipe_is_labeled_like_a_file(model, tmp_path):
+    content = "text,n\n" + "".join(f'"{text}, so",{i}\n' for i, text in enumerate(TEXTS))
+    (tmp_path / "in.csv").write_text(content)
+    options = ["--model", str(model), "--engine", "onnx", "--threads", "1"]
+    argv = [*options, "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "a.csv")]
+    assert main(argv) == 0
+    os.mkfifo(tmp_path / "pipe.csv")
+    thread = feed(tmp_path / "pipe.csv", content.encode())
+    argv = [*options, "--input", str(tmp_path / "pipe.csv"), "--output", str(tmp_path / "b.csv")]
+    assert main(argv) == 0
+    thread.join()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("*.partial*")) == []
+
+
+def test_dev_stdin_is_stdin(model, tmp_path, capsysbinary, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"text\nhello there\n")))
+    argv = ["--model", str(model), "--engine", "onnx", "--threads", "1"]
+    assert main([*argv, "--input", "/dev/stdin", "--format", "csv"]) == 0
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert lines[0] == "text,predicted_label,predicted_score"
+    assert lines[1].startswith("hello there,")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("pipe.csv.gz", "", "a stream, but a stream must be text without compression"),
+        ("pipe.parquet", "", "a stream, but a stream must be text without compression"),
+        ("pipe.jsonl", "--output {}/out.csv", "--output is"),
+        ("pipe.txt", "--no_header", "--no_header is given, but the format is txt, not csv or tsv"),
+        ("pipe.csv", "--max_input_gb 0", "--max_input_gb is 0, but must be a number above 0"),
+        ("pipe.csv", "--max_input_gb nan", "--max_input_gb is nan, but must be a number above 0"),
+    ],
+)
+def test_what_a_pipe_cannot_be_is_refused_before_it_is_opened(
+    name, words, said, model, tmp_path, capsys
+):
+    os.mkfifo(tmp_path / name)
+    argv = ["--model", str(model), "--input", str(tmp_path / name)]
+    assert main([*argv, *words.format(tmp_path).split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_file_without_a_header_is_labeled_with_no_header(model, tmp_path, capsysbinary, caplog):
+    (tmp_path / "in.csv").write_text("hello there\nsecond text\n")
+    argv = ["--model", str(model), "--engine", "onnx", "--threads", "1"]
+    argv += ["--input", str(tmp_path / "in.csv")]
+    assert main(argv) == 0
+    assert len(capsysbinary.readouterr().out.decode().splitlines()) == 2
+    assert "the first line is read as the header, and 'hello there' as the column" in caplog.text
+    assert main([*argv, "--no_header"]) == 0
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert lines[0] == "column_1,predicted_label,predicted_score" and len(lines) == 3

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import zlib
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from odd_files import PLAIN, READABLE, UNREADABLE, parquet, zstd
 
-from corpus import readers
-from corpus.input_files import open_rows
+from corpus import parquet_rows, readers
+from corpus.input_files import ReadOptions, open_rows
 from corpus.prediction_files import as_text
-from corpus.readers import read_file, stream_texts
-from corpus.row_formats import DELIMITERS, RowLines, csv_rows
+from corpus.readers import read_file, read_rows, stream_texts
+from corpus.row_formats import DELIMITERS, CsvLayout, RowLines, csv_rows
 from runtime.errors import UserError
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "300"))
@@ -98,9 +99,83 @@ def test_texts_are_the_lines_of_a_txt_file_or_a_column(tmp_path):
         list(stream_texts(str(tmp_path / "x.csv"), "--data", "comment"))
 
 
+def test_the_log_says_which_line_shows_that_quotes_are_text(tmp_path, caplog):
+    path = write(tmp_path, "x\x1b.tsv", 'a\tb\nx\t0\n"x\t1\ny"\t0\n')
+    read_file(str(path), "--data")
+    assert caplog.messages == [
+        f"note: {tmp_path}/x\\x1b.tsv is read without quoting: line 3 has a quote that does not "
+        "enclose a cell"
+    ]
+
+
+def test_a_cell_of_several_lines_in_a_single_column_is_noted(tmp_path, caplog):
+    path = write(tmp_path, "x.csv", 'a\nx\n"x\n\ny"\n"x\ny"\n')
+    assert read_columns(path) == {"a": ["x", "x\n\ny", "x\ny"]}
+    assert caplog.messages == [f"note: {path} has a quoted cell of 3 lines from line 3 on"]
+
+
+def test_without_a_header_the_first_line_is_a_row(tmp_path):
+    path = write(tmp_path, "x.csv", '\n"first, row",1\nsecond,0\n')
+    rows = read_rows(str(path), "--data", ReadOptions(has_header=False))
+    assert rows.table.to_pydict() == {
+        "column_1": ["first, row", "second"],
+        "column_2": ["1", "0"],
+    }
+    assert rows.numbers.tolist() == [2, 3]
+    path = write(tmp_path, "x.jsonl", '{"a": 1}')
+    with pytest.raises(UserError, match="--no_header is given, but --data is .*x.jsonl, which"):
+        read_rows(str(path), "--data", ReadOptions(has_header=False))
+
+
+BOMBS = {  # each has 5 MB of content
+    "one_text_many_times.parquet": parquet(
+        text=pa.DictionaryArray.from_arrays([0] * 5000, ["x" * 1000])
+    ),
+    "zeros.parquet": parquet(number=[0] * 625_000),
+    "lines.csv.gz": gzip.compress(b"text\n" + b"a text\n" * 750_000),
+    "one_line.txt.zst": zstd("a" * 5_000_000),
+    "array.json.gz": gzip.compress(b"[" + b"0," * 2_500_000 + b"0]"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_with_a_large_content_is_refused_before_it_is_in_memory(name, tmp_path):
+    path = write(tmp_path, name, BOMBS[name])
+    assert path.stat().st_size < 100_000
+    message = "its content is larger than 0.004 GB; --max_input_gb raises the limit"
+    options = ReadOptions(max_bytes=4_000_000)
+    with pytest.raises(UserError, match=message):
+        read_rows(str(path), "--data", options)
+    with (
+        pytest.raises(UserError, match=message),
+        open_rows(str(path), "--data", find_keys=True, options=options),
+    ):
+        pass
+    if "lines" in name or "parquet" in name:
+        assert len(read_rows(str(path), "--data", ReadOptions(max_bytes=6_000_000)).table)
+
+
+def test_the_batches_of_a_parquet_file_with_long_texts_have_few_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_rows, "BATCH_BYTES", 100_000)
+    content = BOMBS["one_text_many_times.parquet"]
+    path = write(tmp_path, "x.parquet", content)
+    file = parquet_rows.open_parquet(path)
+    sizes = [batch.num_rows for batch in parquet_rows.bounded_batches(path, file, 10**9)]
+    assert sizes == [100] * 50
+    path = write(tmp_path, "x.parquet", parquet(text=["x" * 1000] * 500, n=range(500)))
+    sizes = [len(part.table) for part in readers.parquet_tables(str(path), 10**9)]
+    assert sizes == [100] * 5
+
+
 def test_a_directory_is_not_a_file(tmp_path):
     with pytest.raises(UserError, match="^--data is .*, but that is a directory$"):
         read_file(str(tmp_path), "--data")
+
+
+def test_a_pipe_is_refused_for_training(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="but that is a pipe or a device, which can be read only"):
+        read_file(str(tmp_path / "pipe.csv"), "--data")
 
 
 def test_a_file_without_read_permission_gives_one_line(tmp_path):
@@ -173,14 +248,37 @@ ROWS = st.integers(2, 4).flatmap(
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
     st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
-def test_what_pythons_csv_writes_is_read_back(tmp_path_factory, rows, separator, quoting, encoding):
+def test_what_pythons_csv_writes_is_read_back(
+    tmp_path_factory, caplog, rows, separator, quoting, encoding
+):
+    caplog.clear()
     path, names = tmp_path_factory.getbasetemp() / "round.csv", ["a", "b", "c", "d"][: len(rows[0])]
     with open(path, "w", newline="", encoding=encoding) as file:
         csv.writer(file, delimiter=separator, quoting=quoting).writerows([names, *rows])
-    assert read_columns(path) == {
-        name: [field or None for field in column]
-        for name, column in zip(names, zip(*rows, strict=True), strict=True)
-    }
+    try:
+        columns = read_columns(path)
+    except UserError as error:
+        assert "may be the start of one quoted cell" in str(error)
+        assert quoting == csv.QUOTE_MINIMAL and has_lines_like_rows(rows, separator)
+        return
+    expected = {}
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        expected[name] = [field or None for field in column]
+    if columns != expected:  # a row of several lines, each with all delimiters
+        assert quoting == csv.QUOTE_MINIMAL and has_lines_like_rows(rows, separator)
+        assert "is read without quoting" in caplog.text
+
+
+def has_lines_like_rows(rows: list[list[str]], separator: str) -> bool:
+    """Whether some row, written as CSV, has several lines that each could be a row."""
+    for row in rows:
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter=separator).writerow(row)
+        lines = [line for line in re.split(r"\r\n|\r|\n", text.getvalue()) if line.strip()]
+        alike = [line for line in lines if line.count(separator) == len(row) - 1]
+        if len(lines) > 1 and len(alike) > len(lines) * 2 / 3:
+            return True
+    return False
 
 
 SCRAPS = st.lists(
@@ -199,19 +297,50 @@ def strict_rows(text: str) -> list[list[str]] | None:
 @PROPERTY
 @example(["a", '"', "\r\n", "\r\n", '"', ",", "a"])
 @given(SCRAPS)
-def test_any_text_is_split_into_rows_as_by_pythons_csv(tmp_path_factory, scraps):
+def test_any_text_is_split_into_rows_as_by_pythons_csv(tmp_path_factory, caplog, scraps):
     path = tmp_path_factory.getbasetemp() / "scraps.csv"
     text = "h,k\n" + "".join(scraps)
     path.write_bytes(text.encode())
+    caplog.clear()
     rows = strict_rows(text)
     is_valid = rows is not None and len(rows) > 1 and {len(row) for row in rows} == {2}
-    if not is_valid:
-        with pytest.raises(UserError):
-            read_file(str(path), "--data")
+    try:
+        columns = read_columns(path)
+    except UserError as error:
+        is_doubted = "may be the start of one" in str(error) or "without quoting" in caplog.text
+        assert not is_valid or is_doubted
         return
-    columns = read_columns(path)
+    if "without quoting" in caplog.text:  # every line is a row
+        rows = [line.split(",") for line in re.split(r"\r\n|\r|\n", text) if line]
+    else:
+        assert is_valid
     expected = [[field or None for field in row] for row in rows[1:]]
     assert [list(row) for row in zip(*columns.values(), strict=True)] == expected
+
+
+UNQUOTED_CELL = st.text(st.sampled_from('ab" ,'), min_size=1, max_size=6)
+
+
+@PROPERTY
+@example([("a", 0), ('"b', 1), ("c", 0), ('d"', 1)], [])
+@given(
+    st.lists(st.tuples(UNQUOTED_CELL, st.integers(0, 1)), min_size=1, max_size=12),
+    st.lists(st.integers(0, 11), max_size=2),
+)
+def test_an_unquoted_tsv_never_loses_a_row_silently(tmp_path_factory, caplog, rows, damaged):
+    """Some rows may have an extra cell: the file is refused, or read without it by inference."""
+    path = tmp_path_factory.getbasetemp() / "unquoted.tsv"
+    lines = []
+    for number, (text, label) in enumerate(rows):
+        ending = "\textra" if number in damaged else ""
+        lines.append(f"{text}\t{label}{ending}\n")
+    path.write_text("text\tlabel\n" + "".join(lines))
+    try:
+        columns = read_columns(path)
+    except UserError:
+        return
+    assert len(columns["text"]) == len(rows)
+    assert columns["label"] == [str(label) for _, label in rows]
 
 
 @PROPERTY
@@ -220,7 +349,7 @@ def test_every_line_of_a_damaged_csv_is_in_a_row_or_in_an_error(scraps, more_scr
     """Reading continues after errors, and no line is lost or read into two rows."""
     text = "".join(scraps) + '\n"an open quote\n' + "".join(more_scraps)
     lines = list(io.StringIO(text, newline=""))
-    rows = list(csv_rows(RowLines(iter(lines)), ",", ["h", "k"]))
+    rows = list(csv_rows(RowLines(iter(lines)), CsvLayout(",", ("h", "k"), "")))
     sizes = sum(row.size for row in rows)
     blank = sum(len(line) for line in lines if line.strip("\r\n") == "")
     assert len(text) - blank <= sizes <= len(text)

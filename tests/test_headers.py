@@ -1,0 +1,81 @@
+"""A file without a header is noticed, and one with a header is not taken for such a file."""
+
+import dataclasses
+import gzip
+
+import pytest
+from corpora import alternating, comments
+
+from compression_config import Options
+from corpus.columns import read_corpus
+from runtime.errors import UserError
+
+TEXTS = comments(60)
+LABELED_ROWS = [f"{text},{i % 2}" for i, text in enumerate(TEXTS)]
+
+
+def write(tmp_path, *lines: str) -> Options:
+    """Options that read a CSV with these lines."""
+    path = tmp_path / "file.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return Options(dataset_path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("first_line", "named"),
+    [
+        ("a first comment,0", "'0'"),
+        ("a first comment,1", "'1'"),
+        ("comment number 7,2", "'comment number 7'"),
+        ("2024,2.0", "'2.0'"),
+    ],
+)
+def test_a_row_in_place_of_the_header_is_refused(tmp_path, first_line, named):
+    with pytest.raises(UserError) as caught:
+        read_corpus(write(tmp_path, first_line, *LABELED_ROWS))
+    (line,) = caught.value.lines
+    assert f"but its first line looks like a row: {named} is like the cells below it" in line
+    assert "give --no_header, or name the columns in the first line" in line
+
+
+def test_a_class_name_in_place_of_the_header_is_refused(tmp_path):
+    rows = [f"{text},{('ham', 'spam')[i % 2]}" for i, text in enumerate(TEXTS)]
+    with pytest.raises(UserError, match="looks like a row: 'spam' is like the cells"):
+        read_corpus(write(tmp_path, *rows[1:]))
+    corpus = read_corpus(dataclasses.replace(write(tmp_path, *rows[1:]), no_header=True))
+    assert corpus.text_column == "column_1" and corpus.label_columns == ("column_2",)
+    assert corpus.task.labels == ("ham", "spam") and len(corpus.rows) == 59
+
+
+@pytest.mark.parametrize("header", ["text,spam", "0,1", "what,hate", "Is this OK?,HateSpeech"])
+def test_a_header_is_not_taken_for_a_row(tmp_path, header):
+    rows = [f"{text},{('ham', 'spam')[i % 2]}" for i, text in enumerate(TEXTS)]
+    rows = LABELED_ROWS if header == "0,1" else rows
+    corpus = read_corpus(write(tmp_path, header, *rows))
+    assert list(corpus.task.labels) in (["ham", "spam"], ["0", "1"])
+    assert len(corpus.rows) == 60
+
+
+def test_a_header_that_is_as_long_as_a_text_is_noted(tmp_path, caplog):
+    header = "the first comment without any label,hate"
+    read_corpus(write(tmp_path, header, *LABELED_ROWS))
+    assert caplog.messages == [
+        "note: the first line is read as the header, with the text column 'the first comment "
+        "without any label'; give --no_header if it is a row"
+    ]
+
+
+def test_a_header_in_the_middle_of_a_file_is_refused_with_its_line(tmp_path):
+    options = write(tmp_path, "text,label", *LABELED_ROWS, "text,label", *LABELED_ROWS)
+    with pytest.raises(UserError, match="but line 62 repeats the header; delete it"):
+        read_corpus(options)
+
+
+def test_every_file_of_a_run_is_read_without_a_header(tmp_path):
+    options = write(tmp_path, *LABELED_ROWS)
+    with gzip.open(tmp_path / "test.csv.gz", "wt") as file:
+        file.write("a held-out text,1\nanother,0\n")
+    options = dataclasses.replace(options, no_header=True, test_path=str(tmp_path / "test.csv.gz"))
+    corpus = read_corpus(options)
+    assert len(corpus.rows) == 62
+    assert corpus.labels.tolist() == [*alternating(60), 1, 0]
