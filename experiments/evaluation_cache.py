@@ -20,7 +20,7 @@ from task import Task
 
 log = logging.getLogger(__name__)
 
-EVALUATION_VERSION = 4  # increases when the code of evaluation changes its results
+EVALUATION_VERSION = 5  # increases when the code of evaluation changes its results
 
 
 def find_evaluation(paths: Iterable[Path], key: str) -> Path | None:
@@ -42,7 +42,7 @@ class EvaluationCache:
     models: Path
     task: Task
     options: StageOptions
-    test_digest: str
+    rows_digest: str  # of the rows that are evaluated
     with_validation: bool  # whether the quality gate needs validation macro-F1
     call: Callable[..., Any]  # runs a function in the measuring process
 
@@ -53,7 +53,7 @@ class EvaluationCache:
         return json_digest(
             [
                 models,
-                self.test_digest,
+                self.rows_digest,
                 model_format.format_name,
                 as_record(self.options),
                 self.with_validation,

@@ -347,13 +347,18 @@ class StageRunner:
     @cached_property
     def evaluations(self) -> EvaluationCache:
         """The evaluations of this repeat, and of others."""
+        with_validation = self.options.max_f1_drop is not None
+        test = self.splits["test"]
+        digests = [rows_hash(test, test.column_names)]
+        if with_validation:
+            digests.append(self.digests["validation"])
         return EvaluationCache(
             self.directory,
             self.models,
             self.task,
             select(self.options, COMPUTE_OPTIONS),
-            test_digest=rows_hash(self.splits["test"], self.splits["test"].column_names),
-            with_validation=self.options.max_f1_drop is not None,
+            rows_digest=json_digest(digests),
+            with_validation=with_validation,
             call=self.call,
         )
 

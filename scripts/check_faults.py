@@ -9,7 +9,7 @@ copy. Prints one line per fault:
 - `BROKEN`: its tests fail without the fault, or select no test.
 
 The exit code is 1 unless every fault is caught. `python scripts/check_faults.py [WORD] [--jobs N]
-[--sample N]` tries those whose name or file contains WORD.
+[--sample N]` tries those whose name, file or tests contain WORD.
 """
 
 import argparse
@@ -135,12 +135,12 @@ def check_faults(faults: list[Fault], jobs: int, project: Path = ROOT) -> Counte
 def main() -> int:
     """Try every fault that the command line selects."""
     parser = argparse.ArgumentParser(description="Check that the tests notice planted faults.")
-    parser.add_argument("word", nargs="?", default="", help="part of a fault's name or file")
+    parser.add_argument("word", nargs="?", default="", help="part of a fault's name, file or tests")
     parser.add_argument("--jobs", type=int, default=1, help="faults to try at once (default: 1)")
     parser.add_argument("--sample", type=int, help="try this many, drawn at random")
     parser.add_argument("--seed", type=int, help="of the sample (default: a new one)")
     options = parser.parse_args()
-    selected = [fault for fault in FAULTS if options.word in f"{fault.name} {fault.file}"]
+    selected = [fault for fault in FAULTS if options.word in " ".join(fault)]
     if options.sample is not None and options.sample < len(selected):
         seed = options.seed if options.seed is not None else time.time_ns() % 10**6
         print(f"{options.sample} of {len(selected)} faults, --seed {seed}", flush=True)

@@ -459,6 +459,18 @@ def test_after_any_change_a_killed_run_starts_again(source_of_five_windows, tmp_
     assert summary.rows == summary.progress.scored == len(engine.texts)
 
 
+def test_another_text_column_is_another_job(tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text("text,title\na,b\n")
+    identities = []
+    with open_rows(str(source), "--input", "csv", keep_invalid=True, find_keys=True) as file:
+        added = prediction_columns(LABELS, file.columns, with_scores=False)
+        for text_column in ("text", "text", "title"):
+            job = Job(CountingEngine().classifier(), file, text_column, added, None, batch=4)
+            identities.append(job_identity(job, source, "csv", {}))
+    assert identities[0] == identities[1] != identities[2]
+
+
 def test_without_a_record_of_progress_a_run_starts_at_the_beginning():
     assert read_progress(Path("no such file"), {}) == Progress()
 

@@ -260,6 +260,16 @@ def test_a_second_run_of_one_experiment_is_refused(tmp_path):
         pass
 
 
+def test_a_run_takes_the_lock_of_its_directory(run_main, tiny_csv, tmp_path, capsys):
+    directory = tmp_path / "models" / "run"
+    directory.mkdir(parents=True)
+    places = ["--dataset_path", str(tiny_csv), "--output_dir", str(tmp_path)]
+    with FileLock(directory / ".lock"):
+        assert run_main([*places, "--experiment", "run"]) == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    assert not (directory / "config.yaml").exists()
+
+
 class Kill(TrainerCallback):
     """Stops training at a step, as a killed process does: no cleanup in our code runs."""
 
