@@ -220,7 +220,7 @@ def fit_linear(
     model_in: str, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
     """Stage `linear`: TF-IDF of character 2- to 5-grams and logistic regression (C = 10)."""
-    pipeline = new_pipeline(multi_label=task.multi_label, seed=options.seed)
+    pipeline = new_pipeline(multi_label=task.multi_label)
     pipeline.fit(splits["train"][:]["text"], label_array(splits["train"]))
     write_linear(pipeline, out_dir)
     return out_dir

@@ -141,7 +141,7 @@ STAGES = (
         "linear",
         fit_linear,
         Role.BASELINE,
-        options=("seed",),
+        options=(),
         description="fit TF-IDF and logistic regression: the baseline to beat",
         row="linear",
         format_name="linear",

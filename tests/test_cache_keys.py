@@ -55,7 +55,7 @@ def from_(name: str) -> set[str]:
 
 
 OTHER_VALUES = {  # option -> (another value, the stages whose keys must change)
-    "seed": (7, EVERY_NAME),
+    "seed": (7, EVERY_NAME - {"linear"}),
     "max_length": (64, EVERY_NAME - {"linear"}),
     "batch": (16, EVERY_NAME - {"linear"}),
     "device": ("cuda", EVERY_NAME - {"linear"}),

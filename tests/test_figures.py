@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import zstandard
@@ -332,6 +333,17 @@ def test_validation_scores_and_drops(stage, run, rows):
     if stage in ("dynamic", "onnx"):
         drop = rows["pruned"]["validation_macro_f1"] - score
         assert rows[stage]["validation_drop"] == pytest.approx(drop)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_student_learns_from_the_teachers_logits_of_truncated_texts(split, run):
+    models = run / "models" / "run"
+    texts = pd.read_parquet(models / "splits" / f"{split}.parquet").set_index("id")["text"]
+    (path,) = (models / "outputs" / split).glob("*.arrow")
+    with pa.ipc.open_stream(path) as stream:
+        outputs = stream.read_pandas().set_index("id")["teacher_logits"][:60]
+    expected = torch_logits(models / "teacher", texts[outputs.index].tolist())
+    assert np.stack(outputs) == pytest.approx(expected.to_numpy(), abs=1e-4)
 
 
 def test_speedups_are_the_teachers_time_over_that_of_the_row(rows):

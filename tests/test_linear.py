@@ -20,7 +20,7 @@ LETTERS = ["a", "b", "c", "a b", "b c", "a c"]
 
 def fitted(texts: list[str], targets: Any) -> Any:
     targets = np.array(targets)
-    return new_pipeline(multi_label=targets.ndim == 2, seed=0).fit(texts, targets)
+    return new_pipeline(multi_label=targets.ndim == 2).fit(texts, targets)
 
 
 def random_texts(count: int) -> list[str]:

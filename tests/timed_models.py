@@ -31,7 +31,7 @@ def save_torch_and_onnx(directory: Path) -> Path:
 
 def save_linear(directory: Path) -> Path:
     """A linear baseline."""
-    pipeline = new_pipeline(multi_label=False, seed=0)
+    pipeline = new_pipeline(multi_label=False)
     pipeline.fit(TEXTS, [i % 2 for i in range(len(TEXTS))])
     write_linear(pipeline, directory)
     return directory
