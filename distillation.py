@@ -25,7 +25,9 @@ from encoders.saved_models import load_saved_model
 from encoders.start import save_model, start_student
 from engines.engine import load_engine, predict_logits
 from losses import KD_LOSSES, States, state_loss
-from runtime.distributed import process_count, process_index
+from runtime.distributed import process_count, process_index, raise_everywhere
+from runtime.errors import UserError
+from runtime.finite import check_logits
 from task import Task
 from trainer import training_settings
 from training import stage_loss, train_
@@ -33,6 +35,7 @@ from training import stage_loss, train_
 log = logging.getLogger(__name__)
 
 WINDOW_ROWS = 16_384  # rows whose logits are in memory at once; batches are formed within
+TEACHER_ADVICE = "use another --teacher_path, or lower --teacher_lr"
 OUTPUTS_SCHEMA = pa.schema({"id": pa.int64(), "teacher_logits": pa.list_(pa.float32())})
 
 
@@ -42,19 +45,27 @@ def write_teacher_outputs(
     """Write the `id` and the `teacher_logits` [labels] of every row as Arrow streams.
 
     Each process writes its shard, `logits-<process index>.arrow`. Inference runs on `2 * batch`
-    texts at once, because it needs less memory than training.
+    texts at once, because it needs less memory than training. UserError if a logit of any process
+    is not finite.
     """
     engine = load_engine(teacher_dir, "torch", max_length, device=device)
     shard = split.shard(process_count(), process_index(), contiguous=True)
     path = out_dir / f"logits-{process_index()}.arrow"
+    problem = None
     with pa.ipc.new_stream(path, OUTPUTS_SCHEMA) as stream:
         for start in range(0, len(shard), WINDOW_ROWS):
             window = shard[start : start + WINDOW_ROWS]
             end = start + len(window["id"])
             description = f"teacher outputs, rows {start + 1} to {end} of {len(shard)}"
             logits = predict_logits(engine, window["text"], 2 * batch, description)
+            try:
+                check_logits(logits, f"the teacher in {teacher_dir}", TEACHER_ADVICE)
+            except UserError as error:
+                problem = error
+                break
             columns = {"id": window["id"], "teacher_logits": list(logits)}
             stream.write_batch(pa.RecordBatch.from_pydict(columns, OUTPUTS_SCHEMA))
+    raise_everywhere(problem)
 
 
 def row_ids(rows: Dataset) -> pa.ChunkedArray:

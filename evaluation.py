@@ -14,6 +14,7 @@ from engines.engine import ModelFormat, load_engine, predict_logits, serving_fil
 from engines.parameter_counts import count_parameters
 from metrics import agreement, confidence_intervals, macro_f1, quality_metrics, slice_metrics
 from runtime.archives import archive_bytes
+from runtime.finite import FORMAT_ADVICE, TRAINING_ADVICE, check_logits
 from task import Task, decide, probabilities
 
 
@@ -29,6 +30,8 @@ def evaluate(
     """Load a format, predict the test split, write the predictions; returns the results row without
     times.
 
+    UserError if a logit is not finite; no predictions are then written.
+
     `teacher_path` contains the teacher's predictions of the same rows and may equal `out_path`,
     where those of this format are written. With `validation_path`, the row contains
     `validation_macro_f1`, which the quality gate needs.
@@ -40,6 +43,9 @@ def evaluate(
     )
     description = f"evaluate {model_format.name}"
     logits = predict_logits(engine, test["text"].tolist(), options.batch, description)
+    source = f"{model_format.name} in {directory}"
+    advice = f"{TRAINING_ADVICE}, or {FORMAT_ADVICE}"
+    check_logits(logits, source, advice)
     write_predictions(out_path, test["id"].tolist(), labels, logits, multi_label=task.multi_label)
     decisions = decide(logits, task.multi_label)
     teacher_decisions = decide(read_logits(teacher_path), task.multi_label)
@@ -51,6 +57,7 @@ def evaluate(
     if validation_path:
         validation, validation_labels = read_split(validation_path, task)
         validation_logits = predict_logits(engine, validation["text"].tolist(), options.batch)
+        check_logits(validation_logits, source, advice)
         validation_decisions = decide(validation_logits, task.multi_label)
         row["validation_macro_f1"] = macro_f1(validation_labels, validation_decisions)
     row |= format_notes(model_format)

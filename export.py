@@ -23,6 +23,7 @@ from encoders.calibration import calibration_texts
 from engines import graphs
 from engines.engine import engine_name, load_engine, predict_logits, tokenizer_files
 from engines.sensitivity import quality_gate, record_skipped_layers
+from runtime.finite import FORMAT_ADVICE, check_logits
 from task import Task
 
 REQUIREMENTS = {
@@ -30,7 +31,7 @@ REQUIREMENTS = {
     "openvino": ("openvino", "nncf", "onnx"),
 }
 
-EQUIVALENCE_TEXTS = 32
+CHECKED_TEXTS = 32  # whose logits are computed by every new graph
 
 TOLERANCE = 1e-3  # largest accepted difference between the logits of an fp32 graph and of torch
 
@@ -85,7 +86,9 @@ def required_packages(engine: str) -> list[str]:
 def export(
     model_in: Path, splits: DatasetDict, task: Task, out_dir: Path, options: Options
 ) -> Path:
-    """Stage `export`: write every graph of `--export`; the fp32 graphs are compared with torch."""
+    """Stage `export`: write every graph of `--export`; the fp32 graphs are compared with torch.
+
+    UserError if a logit of a graph is not finite."""
     texts = calibration_texts(splits["train"], options.calibration_samples, options.seed)
     gate = None
     if options.quant_auto:
@@ -108,12 +111,15 @@ def export(
                 )
             else:
                 graph.write(source, target, calibration, ())
+            logits = graph_logits(
+                out_dir, graph.format_name, texts[:CHECKED_TEXTS], options.max_length
+            )
             if graph.bits == 32:
                 check_equivalent(
+                    logits,
                     model_in,
-                    out_dir,
                     graph.format_name,
-                    texts[:EQUIVALENCE_TEXTS],
+                    texts[:CHECKED_TEXTS],
                     options.max_length,
                 )
     record_skipped_layers(out_dir, skipped_layers)
@@ -128,14 +134,20 @@ def write_compact_json(model_in: Path, out_dir: Path) -> None:
         (out_dir / path.name).write_text(text, encoding="utf-8")
 
 
+def graph_logits(out_dir: Path, format_name: str, texts: list[str], max_length: int) -> np.ndarray:
+    """The logits [texts, labels] of a graph and its tokenizer; UserError if one is not finite."""
+    logits = predict_logits(load_engine(out_dir, format_name, max_length), texts)
+    check_logits(logits, format_name, FORMAT_ADVICE)
+    return logits
+
+
 def check_equivalent(
-    model_in: Path, out_dir: Path, format_name: str, texts: list[str], max_length: int
+    logits: np.ndarray, model_in: Path, format_name: str, texts: list[str], max_length: int
 ) -> None:
-    """Compare the logits of an fp32 graph and its tokenizer with those of the checkpoint.
+    """Compare the logits [texts, labels] of an fp32 graph with those of the checkpoint.
 
     Raises RuntimeError if a logit differs by more than TOLERANCE.
     """
-    logits = predict_logits(load_engine(out_dir, format_name, max_length), texts)
     expected = predict_logits(load_engine(model_in, "torch", max_length), texts)
     difference = float(np.abs(logits - expected).max())
     if difference > TOLERANCE:

@@ -26,6 +26,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from runtime.finite import FORMAT_ADVICE, check_logits
 from task import Task, decide, probabilities
 
 BOOTSTRAP_DRAWS = 2000
@@ -132,7 +133,9 @@ def quality_metrics(logits: ndarray, labels: ndarray, task: Task) -> dict[str, A
     `accuracy` of a multi-label task is the fraction of rows with every label correct. `f1`,
     `precision` and `recall` are those of the second of two classes; with the suffix `.<label>`,
     those of each class or label. `never_predicted` is present only if there is such a label.
+    UserError if a logit is not finite.
     """
+    check_logits(logits, "the model", FORMAT_ADVICE)
     decisions = decide(logits, task.multi_label)
     scores = probabilities(logits, task.multi_label)
     metrics: dict[str, Any] = {

@@ -43,6 +43,7 @@ from encoders.trimming import (
 from encoders.vocabulary import choose_tokens, count_usage, plain_backend
 from runtime.distributed import broadcast_from_main, is_main_process
 from runtime.errors import UserError
+from runtime.finite import TRAINING_ADVICE, check_weights
 from task import Task
 from trainer import training_settings
 from training import stage_loss, train_
@@ -231,11 +232,15 @@ def prune_(
     """Set the round(target_sparsity * in) lowest-scoring weights of each output row to zero, in
     place.
 
-    `norms` are the input norms [in] by layer name; {} for the magnitude method.
+    `norms` are the input norms [in] by layer name; {} for the magnitude method. UserError if a
+    score is not finite.
     """
     for name, linear in linears.items():
         norm = norms[name].to(linear.weight.device) if norms else None
         scores = SCORERS[method](linear.weight, norm)
+        check_weights(
+            {f"{name}.weight": scores}, f"the scores of --prune_method {method}", TRAINING_ADVICE
+        )
         pruned = lowest_mask(scores, round(target_sparsity * linear.in_features))
         linear.weight.masked_fill_(pruned, 0)
 

@@ -33,15 +33,18 @@ from encoders.saved_models import load_saved_model, load_saved_tokenizer
 from encoders.sparsity import KeepZeros
 from encoders.start import save_model
 from engines import graphs
-from engines.engine import empty_model, tokenizer_files
+from engines.engine import empty_model, load_engine, predict_logits, tokenizer_files
 from engines.fake_quantization import convert_qat_, prepare_qat_
 from engines.sensitivity import quality_gate, record_skipped_layers
 from runtime.errors import UserError
+from runtime.finite import FORMAT_ADVICE, check_fp16_range, check_logits, check_weights
 from task import Task
 from trainer import training_settings
 from training import stage_loss, train_
 
 NF4_BLOCK = 64  # weights that share a scale
+
+CHECKED_TEXTS = 32  # calibration texts whose logits every new graph computes
 
 BITS = {"dynamic": 8, "static": 8, "int4": 4}  # the methods that a quality gate can repair
 
@@ -99,8 +102,22 @@ def quantize(
             skipped_layers[format_row(method, engine)] = gate.write_until_accepted(
                 write, out_dir, engine, BITS[method]
             )
+        check_format(request, engine)
     record_skipped_layers(out_dir, skipped_layers)
     return out_dir
+
+
+def check_format(request: QuantizationRequest, engine: str) -> None:
+    """Raise UserError if the new format has a weight, or a graph a logit, that is not finite."""
+    if engine != "torch":
+        logits = predict_logits(
+            load_engine(request.out_dir, engine, request.max_length),
+            request.texts[:CHECKED_TEXTS],
+        )
+        check_logits(logits, f"the {engine} graph", FORMAT_ADVICE)
+        return
+    for path in request.out_dir.glob("model*.safetensors"):
+        check_weights(load_file(path), "the quantized model", FORMAT_ADVICE)
 
 
 def quantize_except(
@@ -127,11 +144,14 @@ def quantize_fp16(request: QuantizationRequest) -> None:
     """Store every tensor in fp16.
 
     `"dtype": "float32"` in config.json makes a plain `from_pretrained` compute in fp32.
+    UserError if a value is beyond the range of fp16.
     """
     copy_config_and_tokenizer(request.model_in, request.out_dir)
     for path in request.model_in.glob("model*.safetensors"):
-        tensors = {name: tensor.half() for name, tensor in load_file(path).items()}
-        save_file(tensors, request.out_dir / path.name, metadata={"format": "pt"})
+        tensors = load_file(path)
+        check_fp16_range(tensors, str(request.model_in))
+        halves = {name: tensor.half() for name, tensor in tensors.items()}
+        save_file(halves, request.out_dir / path.name, metadata={"format": "pt"})
     config = json.loads((request.model_in / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"
     text = json.dumps(config, indent=2) + "\n"

@@ -24,7 +24,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from compression_config import Options
 from data import token_lengths
 from runtime.checkpoints import CHECKPOINTS
-from runtime.distributed import process_count
+from runtime.distributed import is_true_anywhere, process_count
+from runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,18 @@ class TrainingSettings:
     warmup_ratio: float
     gradient_accumulation_steps: int
     early_stopping_patience: int
+    learning_rate_flag: str = "--lr"  # the option that sets the learning rate
     # of all steps: an epoch that ends earlier cannot be the best
     min_best_fraction: float = 0.0
 
 
 def training_settings(
-    options: Options, *, epochs: int, learning_rate: float, min_best_fraction: float = 0.0
+    options: Options,
+    *,
+    epochs: int,
+    learning_rate: float,
+    learning_rate_flag: str = "--lr",
+    min_best_fraction: float = 0.0,
 ) -> TrainingSettings:
     """The settings that a stage's options ask for."""
     return TrainingSettings(
@@ -71,8 +78,19 @@ def training_settings(
         warmup_ratio=options.warmup_ratio,
         gradient_accumulation_steps=options.accumulate,
         early_stopping_patience=options.early_stopping_patience,
+        learning_rate_flag=learning_rate_flag,
         min_best_fraction=min_best_fraction,
     )
+
+
+def divergence_advice(settings: TrainingSettings) -> str:
+    """What to do if a loss or a logit of a training is not finite."""
+    advice = (
+        f"lower {settings.learning_rate_flag} (the learning rate is {settings.learning_rate:g})"
+    )
+    if settings.precision != "fp32":
+        advice += f", or use --precision fp32 (it is {settings.precision})"
+    return advice
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -111,7 +129,7 @@ class ClassifierTrainer(Trainer):
         self,
         loss: Loss,
         live_loss: LiveLoss | None,
-        min_best_fraction: float = 0.0,
+        settings: TrainingSettings,
         *,
         args: TrainingArguments,
         **kwargs: Any,
@@ -120,7 +138,7 @@ class ClassifierTrainer(Trainer):
         super().__init__(args=args, **kwargs)
         self.loss = loss
         self.live_loss = live_loss
-        self.min_best_fraction = min_best_fraction
+        self.settings = settings
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
@@ -130,9 +148,26 @@ class ClassifierTrainer(Trainer):
         return LengthGroupedSampler(token_lengths(self.train_dataset), batch, self.args.seed)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        if self.state.global_step < self.min_best_fraction * self.state.max_steps:
+        if self.state.global_step < self.settings.min_best_fraction * self.state.max_steps:
             return False
         return super()._determine_best_metric(metrics, trial)
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """One forward and backward pass; UserError if the loss is not finite in any process.
+
+        Nothing has been written since the last epoch, whose checkpoint is finite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not is_true_anywhere(not torch.isfinite(loss).item()):
+            return loss
+        step = self.state.global_step + 1
+        advice = divergence_advice(self.settings)
+        if step == 1:
+            advice = f"before any update: the initial model or the teacher overflows; {advice}"
+        raise UserError(
+            f"the loss is not finite (nan or inf) at step {step} of {self.state.max_steps}; "
+            f"{advice}"
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         """The loss of the float32 logits; `teacher_logits` is a column of the batch, if present."""
@@ -232,6 +267,7 @@ def training_arguments(work_dir: Path, settings: TrainingSettings) -> TrainingAr
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         disable_tqdm=False,
+        logging_nan_inf_filter=False,  # it would replace a loss that is not finite by the mean
         report_to=tracker.name,
         run_name=tracker.run_name,
         ddp_backend="gloo" if on_cpu and process_count() > 1 else None,

@@ -46,6 +46,7 @@ from runtime.checkpoints import (
 )
 from runtime.distributed import broadcast_from_main, is_main_process, wait_for_everyone
 from runtime.files import HISTORY_NAME, write_json
+from runtime.finite import TRAINING_ADVICE, check_logits
 from task import Task, decide, probabilities
 from trainer import (
     ClassifierTrainer,
@@ -61,7 +62,11 @@ log = logging.getLogger(__name__)
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """The metric that chooses the epoch: macro-F1 of the validation rows."""
+    """The metric that chooses the epoch: macro-F1 of the validation rows.
+
+    UserError if a logit is not finite: no checkpoint of the epoch is written.
+    """
+    check_logits(prediction.predictions, "the model diverged in training", TRAINING_ADVICE)
     labels = prediction.label_ids
     decisions = decide(prediction.predictions, multi_label=labels.ndim == 2)
     return {"macro_f1": macro_f1(labels, decisions)}
@@ -102,7 +107,7 @@ def train_(
     trainer = ClassifierTrainer(
         loss,
         live_loss,
-        settings.min_best_fraction,
+        settings,
         model=model,
         args=training_arguments(work_dir, settings),
         train_dataset=train_tokens,
@@ -171,7 +176,10 @@ def fine_tune_teacher(
     model, tokenizer = start_teacher(model_in, task, texts, options.max_length)
     if options.teacher_epochs:
         settings = training_settings(
-            options, epochs=options.teacher_epochs, learning_rate=options.teacher_lr
+            options,
+            epochs=options.teacher_epochs,
+            learning_rate=options.teacher_lr,
+            learning_rate_flag="--teacher_lr",
         )
         weights = class_weights(splits, task, options.class_weights, options.device)
         train_(model, tokenizer, splits, out_dir, settings, loss=hard_target_loss(weights))
@@ -206,6 +214,7 @@ def tune_decision_thresholds(
     validation = splits["validation"]
     engine = load_engine(model_in, "torch", options.max_length, device=options.device)
     logits = predict_logits(engine, validation[:]["text"], options.batch, "validation")
+    check_logits(logits, str(model_in), TRAINING_ADVICE)
     labels = label_array(validation).astype(int)
     scores = probabilities(logits, multi_label=task.multi_label)
     thresholds = tune_thresholds(scores, labels, multi_label=task.multi_label)

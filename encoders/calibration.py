@@ -14,6 +14,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from runtime.errors import UserError
+from runtime.finite import TRAINING_ADVICE
+
 
 def calibration_texts(split: Dataset, count: int, seed: int) -> list[str]:
     """At most `count` texts of the split, sampled with `seed`."""
@@ -90,7 +93,7 @@ def input_norms(
     """Name of a Linear of `model` -> L2 norms ||X_j||_2 [in] of its input features.
 
     The norm of feature j is taken over all tokens of all `batches`, without padding (Sun et al.
-    2023, section 3).
+    2023, section 3). UserError if a norm is not finite.
     """
     square_sums = InputSquareSums(linears)
     hooks = []
@@ -104,4 +107,11 @@ def input_norms(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: sums.sqrt().float() for name, sums in square_sums.totals().items()}
+    norms = {name: sums.sqrt().float() for name, sums in square_sums.totals().items()}
+    for name, norm in norms.items():
+        if not norm.isfinite().all():
+            raise UserError(
+                f"the inputs of {name} are not finite (nan or inf) on the calibration texts, so "
+                f"its weights cannot be scored; {TRAINING_ADVICE}"
+            )
+    return norms

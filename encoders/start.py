@@ -22,6 +22,7 @@ from encoders.specs import TEACHER_SPEC, check_spec, is_scratch, scratch_config,
 from runtime.distributed import is_main_process
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
+from runtime.finite import TRAINING_ADVICE, check_weights
 from task import Task
 
 LOADING_ARGUMENTS = ("is_local", "local_files_only")  # of a tokenizer; transformers saves them
@@ -76,7 +77,11 @@ def start_student(
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> Path:
-    """Write a plain Hugging Face checkpoint in the main process; returns `out_dir`."""
+    """Write a plain Hugging Face checkpoint in the main process; returns `out_dir`.
+
+    UserError if a weight is not finite.
+    """
+    check_weights(model.state_dict(), "the model", TRAINING_ADVICE)
     if is_main_process():
         model.save_pretrained(out_dir)
         tokenizer.save_pretrained(out_dir)

@@ -34,6 +34,7 @@ from engines.engine import (
 from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
 from runtime.errors import UserError
 from runtime.files import file_sha256, json_digest
+from runtime.finite import check_logits
 from task import decide, probabilities
 
 CALL_TEXTS = 4096  # tokenized at a time by `Classifier.__call__`
@@ -94,6 +95,7 @@ class Classifier:
             batch_logits.append(self.engine.forward(inputs))
         original_order = np.argsort(np.concatenate(batches))
         logits = np.concatenate(batch_logits)[original_order]
+        check_logits(logits, "the model", "serve another format")
         return Scores(self.label_names(logits), probabilities(logits, self.multi_label), tokenize_s)
 
     def label_names(self, logits: np.ndarray) -> list[list[str]]:

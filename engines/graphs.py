@@ -29,6 +29,8 @@ import numpy as np
 from engines.engine import INT4_GROUP_SIZE, read_tokenizer
 from engines.parameter_counts import module_path
 from runtime import cpu
+from runtime.errors import UserError
+from runtime.finite import FORMAT_ADVICE
 
 OPSET = 17
 
@@ -206,7 +208,7 @@ def write_activation_ranges(source: Path, calibration: Calibration, folder: Path
     """Write the minimum and maximum of every activation on the calibration texts to a file.
 
     `quantize_static` could measure them itself. Separate steps need half the memory, and external
-    data keeps a copy of the weights out of the calibrator.
+    data keeps a copy of the weights out of the calibrator. UserError if a range is not finite.
     """
     # Private API of onnxruntime (pinned): the calibrators and the format of their result.
     from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
@@ -217,8 +219,15 @@ def write_activation_ranges(source: Path, calibration: Calibration, folder: Path
     batches = calibration.batched(CALIBRATION_BATCH)
     while part := list(islice(batches, CALIBRATION_MERGE_BATCHES)):
         calibrator.collect_data(_BatchReader(part))
+    measured = calibrator.compute_data()
+    for name, tensor in measured.items():
+        if not np.isfinite(tensor.range_value).all():
+            raise UserError(
+                f"the activation {name} is not finite (nan or inf) on the calibration texts; "
+                f"{FORMAT_ADVICE}"
+            )
     ranges = folder / "ranges.json"
-    save_tensors_data(calibrator.compute_data(), ranges)
+    save_tensors_data(measured, ranges)
     return ranges
 
 

@@ -29,6 +29,7 @@ from engines.fake_quantization import (
 )
 from metrics import macro_f1
 from runtime.files import write_json
+from runtime.finite import FORMAT_ADVICE, check_logits
 from task import Task, decide
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class QualityGate:
         """Validation macro-F1 of a format."""
         engine = load_engine(directory, format_name, self.max_length)
         logits = predict_logits(engine, self.validation_texts)
+        check_logits(logits, f"{format_name} of {self.model_dir}", FORMAT_ADVICE)
         return macro_f1(self.labels, decide(logits, self.multi_label))
 
     def ranking(self, bits: int) -> list[str]:

@@ -67,6 +67,30 @@ def broadcast_from_main(compute: Callable[[], Result]) -> Result:
     return result
 
 
+def is_true_anywhere(value: bool) -> bool:
+    """Whether `value` is True in any process; every process must call it."""
+    if process_count() == 1:
+        return value
+    import torch
+
+    flag = torch.tensor(int(value))
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+def raise_everywhere(error: Exception | None) -> None:
+    """Raise the error of the first process that has one in every process."""
+    errors = [error]
+    if process_count() > 1:
+        import torch
+
+        errors = [None] * process_count()
+        torch.distributed.all_gather_object(errors, error)
+    for one in errors:
+        if one is not None:
+            raise one
+
+
 def wait_for_everyone() -> None:
     """Return once every process has reached this point."""
     if process_count() > 1:
