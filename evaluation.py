@@ -12,7 +12,14 @@ import pandas as pd
 from compression_config import Options
 from engines.engine import ModelFormat, load_engine, predict_logits, serving_files
 from engines.parameter_counts import count_parameters
-from metrics import agreement, confidence_intervals, macro_f1, quality_metrics, slice_metrics
+from metrics import (
+    agreement,
+    confidence_intervals,
+    macro_f1,
+    paired_bootstrap,
+    quality_metrics,
+    slice_metrics,
+)
 from runtime.archives import archive_bytes
 from runtime.finite import FORMAT_ADVICE, TRAINING_ADVICE, check_logits
 from task import Task, decide, probabilities
@@ -98,6 +105,23 @@ def write_predictions(
 def read_logits(path: Path) -> np.ndarray:
     """The logits [rows, labels] that `write_predictions` wrote."""
     return np.stack(pd.read_parquet(path, columns=["logits"])["logits"])
+
+
+def difference_from_parent(
+    path: Path, parent_path: Path, task: Task, seed: int
+) -> dict[str, float]:
+    """Macro-F1 minus that of the full-precision parent, with its 95 % paired bootstrap interval.
+
+    Both files contain predictions of the same rows, as `write_predictions` wrote them.
+    """
+    rows = pd.read_parquet(path, columns=["id", "label", "logits"])
+    parent = pd.read_parquet(parent_path, columns=["id", "logits"])
+    assert rows["id"].equals(parent["id"]), (path, parent_path)
+    labels = np.stack(rows["label"]).astype(int)
+    decisions = decide(np.stack(rows["logits"]), task.multi_label)
+    parent_decisions = decide(np.stack(parent["logits"]), task.multi_label)
+    difference = paired_bootstrap(labels, decisions, parent_decisions, len(task.labels), seed)
+    return {f"parent_{name}": value for name, value in difference.items()}
 
 
 def size_on_disk(model_format: ModelFormat) -> dict[str, Any]:

@@ -235,12 +235,11 @@ def prune_(
     `norms` are the input norms [in] by layer name; {} for the magnitude method. UserError if a
     score is not finite.
     """
+    source = f"the scores of --prune_method {method}"
     for name, linear in linears.items():
         norm = norms[name].to(linear.weight.device) if norms else None
         scores = SCORERS[method](linear.weight, norm)
-        check_weights(
-            {f"{name}.weight": scores}, f"the scores of --prune_method {method}", TRAINING_ADVICE
-        )
+        check_weights({f"{name}.weight": scores}, source, TRAINING_ADVICE)
         pruned = lowest_mask(scores, round(target_sparsity * linear.in_features))
         linear.weight.masked_fill_(pruned, 0)
 

@@ -66,9 +66,10 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
     UserError if a logit is not finite: no checkpoint of the epoch is written.
     """
-    check_logits(prediction.predictions, "the model diverged in training", TRAINING_ADVICE)
+    logits = prediction.predictions
+    check_logits(logits, "the model diverged in training", TRAINING_ADVICE)
     labels = prediction.label_ids
-    decisions = decide(prediction.predictions, multi_label=labels.ndim == 2)
+    decisions = decide(logits, multi_label=labels.ndim == 2)
     return {"macro_f1": macro_f1(labels, decisions)}
 
 

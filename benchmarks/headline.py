@@ -71,7 +71,7 @@ class Line:
     size_mb: float
     compression: float
     latency_ms: float
-    speedup: float
+    speedup: float | None  # None if the machine was too busy for a ratio
     texts_s: float
     macro_f1: float  # mean over seeds
     delta: float  # macro-F1 minus the teacher's, mean over seeds
@@ -100,7 +100,7 @@ class Line:
             f"{self.size_mb:.2f}",
             f"{self.compression:.1f}x",
             f"{self.latency_ms:.2f}",
-            f"{self.speedup:.1f}x",
+            "n/a" if self.speedup is None else f"{self.speedup:.1f}x",
             f"{self.texts_s:.0f}",
             f"{self.macro_f1:.4f}",
             f"{100 * self.delta:+.2f} {interval}",
@@ -229,9 +229,10 @@ def mean(values: list[float]) -> float:
 
 
 def make_line(
-    name: str, results: list[SeedResult], times: dict[str, Any], teacher_ms: float
+    name: str, results: list[SeedResult], times: dict[str, Any], teacher_times: dict[str, Any]
 ) -> Line:
     """Bytes of the first seed, times, and means over the seeds that have this row."""
+    from engines import latency
     from metrics import interval_of_mean
 
     first = results[0].rows[name]
@@ -247,7 +248,7 @@ def make_line(
         size_mb=first["size_mb"],
         compression=first["compression_ratio"],
         latency_ms=times["latency_ms_p50"],
-        speedup=teacher_ms / times["latency_ms_p50"],
+        speedup=latency.speedup(teacher_times, times),
         texts_s=times["throughput"],
         macro_f1=mean([result.rows[name]["macro_f1"] for result in with_row]),
         delta=mean(deltas),
@@ -267,8 +268,8 @@ def mark_pareto_front(lines: list[Line]) -> None:
 
 def make_table(results: list[SeedResult], times: dict[str, dict[str, Any]]) -> list[Line]:
     """The lines of all rows of the first seed, smallest first."""
-    teacher_ms = times[TEACHER_ROW]["latency_ms_p50"]
-    lines = [make_line(name, results, times[name], teacher_ms) for name in results[0].rows]
+    teacher_times = times[TEACHER_ROW]
+    lines = [make_line(name, results, times[name], teacher_times) for name in results[0].rows]
     mark_pareto_front(lines)
     return sorted(lines, key=lambda line: line.size_mb)
 

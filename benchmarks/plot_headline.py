@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     name: str
     size_mb: float
-    speedup: float
+    speedup: float | None  # None if the machine was too busy for a ratio
     difference: float
     low: float
     high: float
@@ -78,12 +78,17 @@ def read_rows(page: str, dataset: str) -> dict[str, Row]:
         rows[name] = Row(
             name=name,
             size_mb=float(cells["MB"]),
-            speedup=float(cells["faster"].removesuffix("x")),
+            speedup=speedup_of(cells["faster"]),
             difference=float(difference),
             low=float(low),
             high=float(high),
         )
     return rows
+
+
+def speedup_of(cell: str) -> float | None:
+    """The number of a cell such as `17.4x`; None for `n/a`."""
+    return None if cell == "n/a" else float(cell.removesuffix("x"))
 
 
 def split_cells(line: str) -> list[str]:
@@ -120,7 +125,7 @@ def draw_label_(axes: Axes, row: Row, label: Label, color: str) -> None:
     """A row's confidence interval, and its name with size and speed, joined by a thin line."""
     axes.vlines(row.size_mb, row.low, row.high, color=color, alpha=0.35, linewidth=2.2, zorder=2)
     text = f"{label.text}\n{row.size_mb:.3g} MB"
-    if row.name != TEACHER:
+    if row.name != TEACHER and row.speedup is not None:
         text += f", {row.speedup:.0f}x faster"
     axes.annotate(
         text,

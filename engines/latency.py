@@ -1,8 +1,12 @@
 """Latency, throughput, start-up time and memory of formats, measured interleaved.
 
-Machine noise then affects all formats equally: every round visits each format once, with the same
-input. Each engine has one worker process that keeps its formats loaded. The time is that of the
-forward pass of a tokenized batch, on the CPU or a GPU.
+Every round visits each format once, with the same inputs. Each engine has one worker process that
+keeps its formats loaded. The time is that of the forward pass of a tokenized batch, on the CPU or a
+GPU.
+
+Other processes slow long passes more often than short ones, so a ratio of medians depends on the
+load of the machine. The time of an input is therefore its fastest pass. If even the fastest passes
+were interrupted, their times are reported, but no ratio of them.
 """
 
 from __future__ import annotations
@@ -11,18 +15,21 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from engines.engine import Engine, ModelFormat, load_engine
 from engines.startup import measure_startup
+from runtime.cpu import core_wait_s, own_cores
 
 # call(function, *arguments) runs the function in a worker process and returns its result
 Call = Callable[..., Any]
@@ -51,6 +58,9 @@ WARM_UP_S = 0.5  # maximum per burst
 MIN_WARM_UP_S = 0.02
 STEADY_SPREAD = 1.25  # maximum of median / min over the passes of one input
 STEADY_CORE_WAIT = 0.05  # maximum fraction of the time that ready threads waited for a core
+STEADY_OTHER_LOAD = 0.1  # maximum fraction of all cores that other processes used
+MAX_BEST_WAIT = 0.1  # maximum fraction of the fastest passes in which ready threads waited
+BUSY_TIMES = ("user", "nice", "system", "irq", "softirq", "steal", "interrupt", "dpc")
 MAX_IDLE_CHECKS = 250
 IDLE_CHECK_S = 0.002
 IDLE_CPU_S = 0.0005  # CPU time within a check below which the process counts as idle
@@ -75,13 +85,27 @@ TIMING_PLANS = {  # by the number of texts in a batch
 TIMED_CALLS: dict[str, dict[str, list[Callable[[], object]]]] = {}
 
 
+class Pass(NamedTuple):
+    """One timed forward pass."""
+
+    seconds: float  # wall-clock time
+    cpu_s: float  # CPU time of all threads of the process
+    wait_s: float  # time that ready threads of the process waited for a core; 0 except on Linux
+
+
 @dataclass(frozen=True)
 class Burst:
     """Timed passes over a few inputs of one format."""
 
-    seconds: list[list[float]]  # [inputs][passes]
+    passes: list[list[Pass]]  # [inputs][passes]
     elapsed_s: float  # of the whole burst without warm-up
     core_wait_s: float  # seconds within it that ready threads waited for a core
+    other_s: float  # CPU seconds within it of other processes, on all cores of this process
+
+    @property
+    def seconds(self) -> list[list[float]]:
+        """The wall-clock seconds of each pass [inputs][passes]."""
+        return [[one.seconds for one in passes] for passes in self.passes]
 
 
 def measure(
@@ -178,29 +202,41 @@ def time_interleaved(calls: dict[str, Call], kind: str) -> dict[str, list[Burst]
 def timing_metrics(bursts: dict[str, list[Burst]]) -> dict[str, Any]:
     """The columns of a format from its bursts by kind of input; None for a kind that was not timed.
 
-    `spread` is median / min over the passes of one input at batch 1 and the text's own length, as
-    the median over all such inputs. `core_wait` is the time that ready threads waited for a core,
-    as a fraction of all the time.
+    A time is the median over inputs of their fastest passes. `spread` is median / min over the
+    passes of one input at batch 1 and the text's own length, as the median over all such inputs;
+    `best_wait` is the fraction of the fastest of these passes in which ready threads waited for a
+    core. `core_wait` is that fraction of all the time, and `other_load` the fraction of all cores
+    that other processes used.
     """
     row: dict[str, Any] = dict.fromkeys(INPUT_KINDS)
-    elapsed_s = 0.0
-    waited_s = 0.0
     for kind, bursts_of_kind in bursts.items():
         batch = INPUT_KINDS[kind].batch
-        p50_s = statistics.median(np.concatenate(seconds_by_input(bursts_of_kind)).tolist())
+        p50_s = statistics.median(one.seconds for one in fastest_passes(bursts_of_kind))
         row[kind] = 1000 * p50_s if batch == 1 else batch / p50_s
-        elapsed_s += sum(burst.elapsed_s for burst in bursts_of_kind)
-        waited_s += sum(burst.core_wait_s for burst in bursts_of_kind)
     inputs = seconds_by_input(bursts["latency_ms_p50"])
-    spread = statistics.median(statistics.median(passes) / min(passes) for passes in inputs)
-    core_wait = waited_s / elapsed_s
+    fastest = fastest_passes(bursts["latency_ms_p50"])
     passes_s = np.concatenate(inputs)
     row["latency_ms_p95"] = 1000 * float(np.percentile(passes_s, 95))
-    row["spread"] = spread
     row["latency_ms_min"] = 1000 * float(passes_s.min())
-    row["core_wait"] = core_wait
-    row["steady"] = is_steady(spread, core_wait)
+    row["latency_ms_cpu"] = 1000 * statistics.median(one.cpu_s for one in fastest)
+    row["spread"] = statistics.median(statistics.median(passes) / min(passes) for passes in inputs)
+    row["best_wait"] = sum(one.wait_s for one in fastest) / sum(one.seconds for one in fastest)
+    every_burst = [burst for bursts_of_kind in bursts.values() for burst in bursts_of_kind]
+    elapsed_s = sum(burst.elapsed_s for burst in every_burst)
+    row["core_wait"] = sum(burst.core_wait_s for burst in every_burst) / elapsed_s
+    other_s = sum(burst.other_s for burst in every_burst)
+    row["other_load"] = max(0.0, other_s) / elapsed_s / len(own_cores())
+    row["steady"] = is_steady(row["spread"], row["core_wait"], row["other_load"])
     return row
+
+
+def fastest_passes(bursts: list[Burst]) -> list[Pass]:
+    """The fastest pass over each timed input, of all bursts together."""
+    fastest = []
+    for burst in bursts:
+        for passes in burst.passes:
+            fastest.append(min(passes, key=attrgetter("seconds")))
+    return fastest
 
 
 def seconds_by_input(bursts: list[Burst]) -> list[list[float]]:
@@ -211,10 +247,24 @@ def seconds_by_input(bursts: list[Burst]) -> list[list[float]]:
     return inputs
 
 
-def is_steady(spread: float, core_wait: float) -> bool:
-    """Whether times can be trusted: passes took about equally long, and the cores were not
-    shared."""
-    return spread <= STEADY_SPREAD and core_wait <= STEADY_CORE_WAIT
+def is_steady(spread: float, core_wait: float, other_load: float) -> bool:
+    """Whether the machine was quiet: passes took about equally long, no thread waited for a core,
+    and other processes did little."""
+    return (
+        spread <= STEADY_SPREAD
+        and core_wait <= STEADY_CORE_WAIT
+        and other_load <= STEADY_OTHER_LOAD
+    )
+
+
+def speedup(baseline: dict[str, Any], times: dict[str, Any]) -> float | None:
+    """How many times faster a format is than the baseline; None if the times do not tell.
+
+    They do not if the fastest passes of either were interrupted by other processes.
+    """
+    if max(baseline["best_wait"], times["best_wait"]) > MAX_BEST_WAIT:
+        return None
+    return baseline["latency_ms_p50"] / times["latency_ms_p50"]
 
 
 def add_speedups(
@@ -228,17 +278,14 @@ def add_speedups(
 
     `engines` maps row -> engine; `baselines` maps engine -> the timed format that is the fp32
     teacher in it. `speedup_engine` is None if the teacher has no format in that engine (the linear
-    baseline).
+    baseline); both are None if the machine was too busy for a ratio.
     """
-    torch_ms = times[baselines["torch"]]["latency_ms_p50"]
     for name, row in rows.items():
         row |= times[name]
-        latency_ms = row["latency_ms_p50"]
-        row["speedup_torch"] = torch_ms / latency_ms
+        row["speedup_torch"] = speedup(times[baselines["torch"]], times[name])
         row["speedup_engine"] = None
         if engines[name] in baselines:
-            baseline = times[baselines[engines[name]]]
-            row["speedup_engine"] = baseline["latency_ms_p50"] / latency_ms
+            row["speedup_engine"] = speedup(times[baselines[engines[name]]], times[name])
 
 
 # The functions below run in the worker process of an engine.
@@ -319,34 +366,42 @@ def time_burst(name: str, kind: str, turn: int) -> Burst:
     warm_up(chosen[0])
     start_s = time.perf_counter()
     waited_before_s = core_wait_s()
-    seconds = [time_passes(call, plan.passes) for call in chosen]
+    other_before_s = other_cpu_s()
+    passes = [time_passes(call, plan.passes) for call in chosen]
     elapsed_s = time.perf_counter() - start_s
     waited_s = core_wait_s() - waited_before_s
+    other_s = other_cpu_s() - other_before_s
     wait_until_idle()
-    return Burst(seconds, elapsed_s, waited_s)
+    return Burst(passes, elapsed_s, waited_s, other_s)
 
 
-def time_passes(call: Callable[[], object], passes: int) -> list[float]:
-    """Seconds of each pass, after one that is not timed."""
-    seconds_of(call)
-    return [seconds_of(call) for _ in range(passes)]
+def time_passes(call: Callable[[], object], passes: int) -> list[Pass]:
+    """Times of each pass, after one that is not timed."""
+    time_pass(call)
+    return [time_pass(call) for _ in range(passes)]
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+def time_pass(call: Callable[[], object]) -> Pass:
+    """The times of one call."""
+    waited_before_s = core_wait_s()
+    cpu_before_s = time.process_time()
     start_s = time.perf_counter()
     call()
-    return time.perf_counter() - start_s
+    seconds = time.perf_counter() - start_s
+    cpu_s = time.process_time() - cpu_before_s
+    return Pass(seconds, cpu_s, core_wait_s() - waited_before_s)
 
 
-def core_wait_s() -> float:
-    """Seconds that threads of this process have been ready to run without a core; 0 except on
-    Linux."""
-    waited_ns = 0
-    for file in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(OSError):  # the thread has just ended
-            waited_ns += int(file.read_text().split()[1])
-    return waited_ns / 1e9
+def other_cpu_s() -> float:
+    """CPU seconds on the cores of this process that were not its own: other processes, and the
+    host (steal). Counted in ticks of 10 ms on Linux."""
+    cores = psutil.cpu_times(percpu=True)
+    busy_s = 0.0
+    for core in own_cores():
+        if core < len(cores):
+            times = cores[core]._asdict()
+            busy_s += sum(times[name] for name in BUSY_TIMES if name in times)
+    return busy_s - time.process_time()
 
 
 def warm_up(call: Callable[[], object]) -> None:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-METRICS_WITH_INTERVAL = ("macro_f1", "accuracy", "delta_macro_f1")
+METRICS_WITH_INTERVAL = ("macro_f1", "accuracy", "delta_macro_f1", "parent_delta_macro_f1")
 
 
 def reproducible_options(options: Options) -> dict[str, Any]:
@@ -112,6 +112,8 @@ def mean_row(rows: list[Row], test_share: float) -> Row:
         if is_number and None not in values:
             mean[name] = sum(values) / len(values)
     for name in METRICS_WITH_INTERVAL:
+        if name not in rows[0]:
+            continue  # only formats have a full-precision parent
         average, deviation, low, high = interval_of_mean([row[name] for row in rows], test_share)
         mean |= {name: average, f"{name}_sd": deviation, f"{name}_low": low, f"{name}_high": high}
     return mean

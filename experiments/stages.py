@@ -21,6 +21,7 @@ from corpus.columns import read_options
 from corpus.unlabeled import write_unlabeled
 from distillation import with_teacher_logits, write_teacher_outputs
 from engines.engine import ModelFormat
+from evaluation import difference_from_parent
 from experiments.evaluation_cache import EvaluationCache
 from experiments.plan import TRAIN_AND_VALIDATION, Role, Rows, Step, final_rows, plan
 from runtime.artifacts import (
@@ -338,11 +339,23 @@ class StageRunner:
                 log.warning(
                     "note: %s never predicts %s on the test split", name, row["never_predicted"]
                 )
-            if step.stage.role is Role.FORMAT and self.options.max_f1_drop is not None:
-                parent = self.rows[step.compared_with]
-                row |= gate_result(row, parent, self.options.max_f1_drop)
+            if step.stage.role is Role.FORMAT:
+                row |= self.difference_from_parent(name, step.compared_with)
+                if self.options.max_f1_drop is not None:
+                    parent = self.rows[step.compared_with]
+                    row |= gate_result(row, parent, self.options.max_f1_drop)
             self.formats.append(model_format)
             self.rows[name] = row
+
+    def difference_from_parent(self, name: str, parent: str) -> dict[str, float]:
+        """The difference of a format's macro-F1 from that of the row it was made from."""
+        predictions = self.directory / "predictions"
+        return difference_from_parent(
+            predictions / f"{name}.parquet",
+            predictions / f"{parent}.parquet",
+            self.task,
+            self.options.seed,
+        )
 
     @cached_property
     def evaluations(self) -> EvaluationCache:

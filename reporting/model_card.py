@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from compression_config import PIPELINES
 from reporting.markdown import code_block, escape_markdown, markdown_from_cells, one_line
-from reporting.results import Row, difference_cell
+from reporting.results import Row, difference_cell, speedup_cell
 from reporting.snippets import engines_of, snippets_of, weights_file
 
 CARD_NAME = "README.md"
@@ -162,7 +162,7 @@ def results_table(formats: list[Row], included: list[Row]) -> str:
             f"{row['size_mb']:.2f}",
             f"{row['compression_ratio']:.2f}x",
             f"{row['latency_ms_p50']:.2f}",
-            f"{row['speedup_torch']:.2f}x",
+            speedup_cell(row),
             interval_text(row, "macro_f1"),
             difference_cell(row),
             interval_text(row, "accuracy"),

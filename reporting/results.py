@@ -68,6 +68,12 @@ def difference_cell(row: Row) -> str:
     return f"{100 * row['delta_macro_f1']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
+def speedup_cell(row: Row) -> str:
+    """The speedup over the teacher in torch; n/a if the machine was too busy for a ratio."""
+    speedup = row.get("speedup_torch")
+    return "n/a" if speedup is None else f"{speedup:.2f}x"
+
+
 def format_cell(row: Row) -> str:
     """The final format of a pipeline, marked if the quality gate rejected it."""
     is_rejected = row.get("shipped") is False
@@ -80,7 +86,7 @@ METRIC_COLUMNS = (
     Column("F1", f1_cell),
     Column("vs teacher (points)", difference_cell),
     metric_column("Compression", "compression_ratio", "{:.2f}x"),
-    metric_column("Speedup", "speedup_torch", "{:.2f}x"),
+    Column("Speedup", speedup_cell),
     metric_column("Agreement", "agreement", "{:.3f}"),
     metric_column("Latency (ms)", "latency_ms_p50", "{:.2f}"),
 )
@@ -262,16 +268,20 @@ def verdict(rows: list[Row]) -> str:
             f"macro-F1 {row['macro_f1']:.4f}"
         )
     size = ratio_text(row["compression_ratio"], "smaller", "larger", "same size")
-    speed = ratio_text(row["speedup_torch"], "faster", "slower", "same speed")
     compared = [other for other in rows if other["stage"] in ("teacher", row["stage"])]
-    if not all(other.get("steady", True) for other in compared):
-        speed += " (measured on a busy machine)"
+    if row["speedup_torch"] is None:
+        speed = "speed not compared (the machine was busy)"
+    else:
+        speed = ratio_text(row["speedup_torch"], "faster", "slower", "same speed")
+        if not all(other.get("steady", True) for other in compared):
+            speed += " (measured on a busy machine)"
     return f"{row['stage']} compared with the teacher: {size}, {speed}, {points_text(row)}"
 
 
 def warnings_of(rows: list[Row]) -> list[str]:
     """Notes that a user must not miss: a student larger than the teacher, a step without benefit, a
-    linear baseline that is better than the final model, and times that cannot be trusted."""
+    format that is significantly worse than its parent, a linear baseline that is better than the
+    final model, and times that cannot be trusted."""
     rows = headline_rows(rows)
     by_stage = {row["stage"]: row for row in rows}
     notes = []
@@ -280,10 +290,17 @@ def warnings_of(rows: list[Row]) -> list[str]:
     for row in rows:
         if row["parent"] in by_stage and row["stage"] not in UNJUDGED_STAGES:
             notes += step_warnings(row, by_stage[row["parent"]])
+        notes += loss_warnings(row)
     notes += baseline_warnings(final_row(rows), by_stage["linear"])
     unsteady = [row["stage"] for row in rows if not row.get("steady", True)]
     if unsteady:
         notes.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")
+    withheld = [row["stage"] for row in rows if row.get("speedup_torch", 1) is None]
+    if withheld:
+        notes.append(
+            f"no speedup of {', '.join(withheld)}: other processes interrupted even the fastest "
+            "passes; measure again on an idle machine: the same command reuses every stage"
+        )
     return notes
 
 
@@ -301,6 +318,8 @@ def step_warnings(row: Row, before: Row) -> list[str]:
     """A note if a step made a model slower, or neither smaller nor faster, than the previous
     row."""
     is_smaller = row["bytes"] < SMALLER_RATIO * before["bytes"]
+    if None in (row.get("speedup_torch", 1), before.get("speedup_torch", 1)):
+        return []  # the times of a busy machine tell nothing
     latency_ratio = row["latency_ms_p50"] / before["latency_ms_p50"]
     if latency_ratio > FASTER_RATIO and not is_smaller:
         finding = "neither smaller nor faster than"
@@ -313,6 +332,22 @@ def step_warnings(row: Row, before: Row) -> list[str]:
         f"{size_and_latency(row)} vs. {size_and_latency(before)}; "
         f"zstd {row['packed_mb']:.2f} vs. {before['packed_mb']:.2f} MB; "
         f"macro-F1 {row['macro_f1']:.4f} vs. {before['macro_f1']:.4f}"
+    ]
+
+
+def loss_warnings(row: Row) -> list[str]:
+    """A note if the interval of a format's difference from its full-precision parent is below 0."""
+    high = row.get("parent_delta_macro_f1_high")
+    if high is None or high >= 0:
+        return []
+    points = 100 * row["parent_delta_macro_f1"]
+    low = 100 * row["parent_delta_macro_f1_low"]
+    bits = 4 if "int4" in row["stage"] else 8
+    more_bits = "8 bits" if bits == 4 else "more bits"
+    return [
+        f"{row['stage']}: macro-F1 {points:+.1f} points against its full-precision parent, "
+        f"{row['parent']} [{low:+.1f}, {100 * high:+.1f}]: a significant loss; consider "
+        f"--qat int{bits}, --quant_auto, or a format with {more_bits}"
     ]
 
 

@@ -72,7 +72,9 @@ def check_complete(directory: str, rows: list[Row]) -> None:
 
 
 def is_valid_metric(name: str, value: Any) -> bool:
-    """Whether a metric is a finite number, and positive if it must be."""
+    """Whether a metric is a finite number, and positive if it must be; a speedup may be absent."""
+    if name == "speedup_torch" and value is None:
+        return True  # the machine was too busy for a ratio
     if not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return value > 0 or name not in POSITIVE_METRICS

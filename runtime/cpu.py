@@ -1,6 +1,8 @@
-"""The CPU as the operating system describes it."""
+"""The CPU as the operating system describes it, and how long this process waited for it."""
 
+import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,3 +28,22 @@ def instruction_sets() -> list[str]:
     """Instruction sets as the kernel names them, such as `avx512_vnni`; empty if unknown."""
     entries = cpu_fields()
     return (entries.get("flags") or entries.get("Features", "")).split()
+
+
+def own_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def core_wait_s() -> float:
+    """Seconds that threads of this process have been ready to run without a core; 0 except on
+    Linux."""
+    if not os.path.isdir("/proc/self/task"):
+        return 0.0
+    waited_ns = 0
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{thread}/schedstat", "rb") as file:
+            waited_ns += int(file.read().split()[1])  # OSError: the thread has just ended
+    return waited_ns / 1e9

@@ -27,4 +27,5 @@ def quick_measuring(call: Callable[..., Any]) -> Iterator[None]:
         )
         patch.setattr(latency, "measure_startup", lambda *_: {"load_s": 1.0, "rss_mb": 1.0})
         patch.setattr(latency, "TIMING_PLANS", plans)
+        patch.setattr(latency, "MAX_BEST_WAIT", 1e9)  # the machine that runs the tests may be busy
         yield

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from timed_bursts import timed_burst
 
 from benchmarks import bench_engines, engine_cells, headline, inputs
-from engines.latency import Burst
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MODULES = {"__init__", "engine_cells", "inputs", "peers", "textbook_loop"}
@@ -85,20 +85,16 @@ def test_random_words_are_distinct_and_reproducible():
     assert {len(word) for word in words} == set(range(3, 10))
 
 
-def burst(*inputs_s: list[float], core_wait_s: float = 0.0):
-    return Burst(list(inputs_s), elapsed_s=1.0, core_wait_s=core_wait_s)
-
-
 @pytest.fixture
 def cell() -> engine_cells.Cell:
     """Four rounds at batch 1, 32 tokens: ours takes 10 ms, the best peer 8 ms, torch fp32 40 ms."""
     bursts = {}
     for name in [*engine_cells.PEERS, *engine_cells.OUR_FORMATS]:
-        bursts[name] = [burst([0.020]) for _ in range(4)]
-    bursts["torch fp32"] = [burst([0.040]) for _ in range(4)]
+        bursts[name] = [timed_burst([0.020]) for _ in range(4)]
+    bursts["torch fp32"] = [timed_burst([0.040]) for _ in range(4)]
     # per input the median of the passes, then the mean of the inputs: (8 + 12) / 2 = 10 ms
-    bursts["openvino-int8"] = [burst([0.007, 0.008, 0.030], [0.012]) for _ in range(4)]
-    bursts["nncf quantize"] = [burst([0.008]) for _ in range(4)]
+    bursts["openvino-int8"] = [timed_burst([0.007, 0.008, 0.030], [0.012]) for _ in range(4)]
+    bursts["nncf quantize"] = [timed_burst([0.008]) for _ in range(4)]
     return engine_cells.make_cell("tiny", 2, "latency_ms_p50_len32", bursts)
 
 
@@ -178,15 +174,16 @@ def test_a_line_has_means_over_the_seeds_that_have_its_row():
         "delta_macro_f1_high": 0.0,
     }
     second = row | {"macro_f1": 0.90, "delta_macro_f1": 0.06}
-    times = {"latency_ms_p50": 2.0, "throughput": 500.0, "steady": True}
+    times = {"latency_ms_p50": 2.0, "throughput": 500.0, "steady": True, "best_wait": 0.0}
+    teacher_times = {"latency_ms_p50": 10.0, "best_wait": 0.0}
     results = [
         headline.SeedResult({"small, onnx": row, "once": row}, {}, 0.80, None),
         headline.SeedResult({"small, onnx": second}, {}, 0.84, None),
     ]
-    both = headline.make_line("small, onnx", results, times, teacher_ms=10.0)
+    both = headline.make_line("small, onnx", results, times, teacher_times)
     assert (both.macro_f1, both.delta, both.speedup) == pytest.approx((0.80, -0.02, 5.0))
     assert both.relative_delta == pytest.approx(-0.02 / 0.82)
-    once = headline.make_line("once", results, times, teacher_ms=10.0)
+    once = headline.make_line("once", results, times, teacher_times)
     assert (once.macro_f1, once.delta_low, once.delta_high) == (0.70, -0.2, 0.0)
 
 

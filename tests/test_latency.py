@@ -11,12 +11,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from timed_bursts import timed_burst, timed_pass
 from timed_models import TEXTS, save_linear, save_torch_and_onnx, time_quickly
 
 from engines import latency, startup
 from engines.engine import Engine, ModelFormat, load_engine
 from engines.latency import (
     Burst,
+    Pass,
     is_steady,
     measure,
     prepare_format,
@@ -56,7 +58,7 @@ def test_every_round_visits_every_format_once_with_the_same_inputs(monkeypatch, 
     def call(function, name: str, kind: str, turn: int) -> Burst:
         assert (function, kind) == (latency.time_burst, "latency_ms_p50")
         visited.append((name, turn))
-        return Burst([[len(visited)]], 1, 0)
+        return timed_burst([len(visited)])
 
     names = ["teacher", "student", "int8"]
     bursts = time_interleaved(dict.fromkeys(names, call), "latency_ms_p50")
@@ -68,15 +70,17 @@ def test_every_round_visits_every_format_once_with_the_same_inputs(monkeypatch, 
 def test_timing_metrics_by_hand():
     bursts = {
         "latency_ms_p50": [
-            Burst([[0.010, 0.012, 0.014], [0.020, 0.020, 0.026]], elapsed_s=0.2, core_wait_s=0.02),
-            Burst([[0.030, 0.033, 0.036]], elapsed_s=0.1, core_wait_s=0),
+            timed_burst(
+                [0.010, 0.012, 0.014], [0.020, 0.020, 0.026], elapsed_s=0.2, core_wait_s=0.02
+            ),
+            timed_burst([0.030, 0.033, 0.036], elapsed_s=0.1),
         ],
-        "throughput": [Burst([[0.5, 0.3]], elapsed_s=1.7, core_wait_s=0.06)],
+        "throughput": [timed_burst([0.5, 0.3], elapsed_s=1.7, core_wait_s=0.06)],
     }
     row = timing_metrics(bursts)
     assert (row["latency_ms_p50"], row["latency_ms_min"]) == pytest.approx((20, 10))
     assert row["latency_ms_p95"] == pytest.approx(33 + 0.6 * 3)
-    assert row["throughput"] == pytest.approx(32 / 0.4)
+    assert row["throughput"] == pytest.approx(32 / 0.3)
     assert row["spread"] == pytest.approx(1.1)
     assert row["core_wait"] == pytest.approx(0.08 / 2)
     assert row["steady"]
@@ -84,19 +88,20 @@ def test_timing_metrics_by_hand():
 
 
 @pytest.mark.parametrize(
-    "spread, core_wait, steady",
+    "spread, core_wait, other_load, steady",
     [
-        (1.0, 0.0, True),
-        (1.06, 0.014, True),
-        (1.6, 0.0, False),
-        (1.01, 0.3, False),
-        (1.0, 1.0, False),
+        (1.0, 0.0, 0.0, True),
+        (1.06, 0.014, 0.03, True),
+        (1.6, 0.0, 0.0, False),
+        (1.01, 0.3, 0.0, False),
+        (1.0, 1.0, 0.0, False),
+        (1.0, 0.0, 0.5, False),
     ],
 )
 def test_times_are_steady_if_passes_take_equally_long_and_no_core_is_shared(
-    spread, core_wait, steady
+    spread, core_wait, other_load, steady
 ):
-    assert is_steady(spread, core_wait) is steady
+    assert is_steady(spread, core_wait, other_load) is steady
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
@@ -142,13 +147,13 @@ def test_a_burst_times_each_input_after_a_pass_that_is_not_timed(monkeypatch):
     engine = Engine(list, list, lambda texts: ANSWER)
     seen = []
 
-    def count_calls(call) -> float:
+    def count_calls(call) -> Pass:
         seen.append(call.args[0])
-        return float(len(seen))
+        return timed_pass(float(len(seen)))
 
     monkeypatch.setattr(latency, "load_engine", lambda *_: engine)
     monkeypatch.setattr(latency, "warm_up", lambda call: None)
-    monkeypatch.setattr(latency, "seconds_of", count_calls)
+    monkeypatch.setattr(latency, "time_pass", count_calls)
     prepare_format("name", Path(), "linear", [str(i) for i in range(60)], 64, 1, "cpu")
     burst = latency.time_burst("name", "latency_ms_p50", 1)
     inputs = ["5"] * 5 + ["6"] * 5 + ["7"] * 5 + ["8"] * 5 + ["9"] * 5

@@ -126,6 +126,16 @@ def check_rows(rows: list[dict], stages: tuple[str, ...], output: Path) -> None:
         assert final["sparsity"] >= by_stage["pruned"]["sparsity"] - 1e-9
 
 
+@pytest.mark.parametrize("pipeline, prune, quant", combinations())
+def test_a_format_is_compared_with_its_full_precision_parent(pipeline, prune, quant, finished_runs):
+    rows = {row["stage"]: row for row in finished_runs[pipeline, prune, quant].document["rows"]}
+    formats = [row for row in rows.values() if "parent_delta_macro_f1" in row]
+    assert len(formats) == (len(QUANTIZERS[quant]) if "quantize" in PIPELINES[pipeline] else 0)
+    for row in formats:
+        difference = row["macro_f1"] - rows[row["parent"]]["macro_f1"]
+        assert row["parent_delta_macro_f1"] == pytest.approx(difference)
+
+
 def test_every_row_is_measured_on_the_test_rows(finished_runs, output, tiny_csv):
     wanted = load_splits(Options(dataset_path=str(tiny_csv)))[0]["test"]["id"][:]
     found = [

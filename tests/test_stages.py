@@ -270,10 +270,10 @@ def test_multi_label_decides_each_label_separately():
 def test_speedups_are_the_time_of_the_teacher_over_that_of_the_row():
     rows = {"teacher": {}, "int8": {}, "linear": {}}
     times = {
-        "teacher": {"latency_ms_p50": 12.0},
-        "int8": {"latency_ms_p50": 2.0},
-        "linear": {"latency_ms_p50": 3.0},
-        "teacher in onnx": {"latency_ms_p50": 6.0},
+        "teacher": {"latency_ms_p50": 12.0, "best_wait": 0.0},
+        "int8": {"latency_ms_p50": 2.0, "best_wait": 0.1},
+        "linear": {"latency_ms_p50": 3.0, "best_wait": 0.05},
+        "teacher in onnx": {"latency_ms_p50": 6.0, "best_wait": 0.0},
     }
     baselines = {"torch": "teacher", "onnx": "teacher in onnx"}
     engines = {"teacher": "torch", "int8": "onnx", "linear": "linear"}
