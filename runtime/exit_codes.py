@@ -4,7 +4,7 @@
 |---|---|
 | 0 | success |
 | 1 | the disk is full, or nothing could be done |
-| 2 | a wrong option or an unusable file (UserError) |
+| 2 | a wrong option, an unusable file, or a value that is not finite (UserError) |
 | 3 | finished, but the quality gate rejected a format |
 | 130 | interrupted |
 """
