@@ -111,17 +111,11 @@ def export(
                 )
             else:
                 graph.write(source, target, calibration, ())
-            logits = graph_logits(
-                out_dir, graph.format_name, texts[:CHECKED_TEXTS], options.max_length
-            )
+            checked = (graph.format_name, texts[:CHECKED_TEXTS], options.max_length)
             if graph.bits == 32:
-                check_equivalent(
-                    logits,
-                    model_in,
-                    graph.format_name,
-                    texts[:CHECKED_TEXTS],
-                    options.max_length,
-                )
+                check_equivalent(model_in, out_dir, *checked)
+            else:
+                graph_logits(out_dir, *checked)
     record_skipped_layers(out_dir, skipped_layers)
     return out_dir
 
@@ -142,12 +136,13 @@ def graph_logits(out_dir: Path, format_name: str, texts: list[str], max_length: 
 
 
 def check_equivalent(
-    logits: np.ndarray, model_in: Path, format_name: str, texts: list[str], max_length: int
+    model_in: Path, out_dir: Path, format_name: str, texts: list[str], max_length: int
 ) -> None:
-    """Compare the logits [texts, labels] of an fp32 graph with those of the checkpoint.
+    """Compare the logits of an fp32 graph and its tokenizer with those of the checkpoint.
 
     Raises RuntimeError if a logit differs by more than TOLERANCE.
     """
+    logits = graph_logits(out_dir, format_name, texts, max_length)
     expected = predict_logits(load_engine(model_in, "torch", max_length), texts)
     difference = float(np.abs(logits - expected).max())
     if difference > TOLERANCE:

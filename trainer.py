@@ -194,6 +194,12 @@ class EpochLogger(ProgressCallback):
             )
         self.current_step = state.global_step
 
+    def close_bars(self) -> None:
+        """End the lines of the bars of a training that an error has ended."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Keep the Trainer from printing to stdout."""
 

@@ -118,7 +118,8 @@ def train_(
         callbacks=[EarlyStoppingCallback(settings.early_stopping_patience), *callbacks],
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(EpochLogger())
+    epoch_logger = EpochLogger()
+    trainer.add_callback(epoch_logger)
     last = last_checkpoint(work_dir / CHECKPOINTS)
     log.debug(
         "%d training and %d validation rows, learning rate %g, %s on %s, checkpoint: %s",
@@ -130,7 +131,10 @@ def train_(
         last,
     )
     if last is None or not is_finished(last, settings.epochs, settings.early_stopping_patience):
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finally:
+            epoch_logger.close_bars()
         wait_for_everyone()
         last = last_checkpoint(work_dir / CHECKPOINTS)
     load_model(model, best_checkpoint(last) / "model.safetensors")

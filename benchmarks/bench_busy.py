@@ -1,6 +1,6 @@
 """How far other processes move a measured speedup, by the statistic that is reported and by others.
 
-`python -m benchmarks.bench_busy [--rounds 3] [--threads 1]`. A large torch model (12 layers) and a
+`python -m benchmarks.bench_busy [--rounds 3] [--threads 1]`. A large torch model (8 layers) and a
 small ONNX int8 graph (2 layers), both with random weights, are timed as a run times its formats:
 on a machine that does nothing else, with one busy core, and with every core busy. A busy core runs
 an endless Python loop that is bound to it. Prints the speedup of the small model for each round
@@ -37,7 +37,7 @@ from runtime.cpu import own_cores
 from runtime.logs import set_up_process
 
 VOCAB_SIZE = 8000
-LARGE = {"num_hidden_layers": 12, "hidden_size": 384, "intermediate_size": 1536}
+LARGE = {"num_hidden_layers": 8, "hidden_size": 384, "intermediate_size": 1536}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512}
 HEADS = 4
 NUM_TEXTS = 200
@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
                 with busy_cores(busy):
                     figures[load] = figures_of(formats, texts, options.threads)
                 table.append(cells_of(load, figures[load]))
+                print("  ".join(table[-1]), file=sys.stderr, flush=True)
             rounds.append(figures)
     print(aligned_table(table))
     for statistic in ("median", "fastest", "CPU", "reported"):

@@ -301,7 +301,7 @@ def test_a_diverged_run_ends_with_one_line_and_a_lower_learning_rate_finishes(
     )
     assert run_main([*arguments, "--teacher_lr", "1e30"]) == 2
     printed = capsys.readouterr()
-    (line,) = [line for line in printed.err.splitlines() if "error: " in line]
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("main.py: error: ")]
     assert "not finite" in line and "--teacher_lr" in line
     assert "Traceback" not in printed.err and printed.out == ""
     assert not (tmp_path / "compressed_models").exists()
