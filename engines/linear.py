@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.errors import UserError
+
 LINEAR_NAME = "linear.safetensors"
 
 OLD_LINEAR_NAME = "linear.joblib"  # a pickle, which older versions wrote; it is never opened
@@ -68,7 +70,7 @@ def new_pipeline(*, multi_label: bool) -> Any:
 
 
 def write_linear(pipeline: Any, model_dir: Path) -> None:
-    """Write a fitted `new_pipeline` into a directory."""
+    """Write a fitted `new_pipeline` into a directory; UserError if a value is not finite."""
     from safetensors.numpy import save
 
     vectorizer, classifier = pipeline[0], pipeline[-1]
@@ -83,6 +85,9 @@ def write_linear(pipeline: Any, model_dir: Path) -> None:
         "intercepts": np.concatenate([intercepts for _, intercepts in rows]),
         "is_multi_label": np.array([hasattr(classifier, "estimators_")], np.uint8),
     }
+    for name in ("idf", "coefficients", "intercepts"):
+        if not np.isfinite(tensors[name]).all():
+            raise UserError(f"the linear baseline: a value of {name} is not finite (nan or inf)")
     # a single entry of metadata: safetensors writes several in a random order
     (model_dir / LINEAR_NAME).write_bytes(save(tensors, {"format": FORMAT}))
 

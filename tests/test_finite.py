@@ -4,11 +4,11 @@ line."""
 from dataclasses import replace
 from functools import partial
 
-import joblib
 import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
+from safetensors.numpy import load_file, save_file
 from served_models import CLASSES, build_model, tiny_config
 from timed_models import save_linear
 from tiny_training import MAX_LENGTH, TASK, run_arguments, tiny_options, write_scratch_model
@@ -20,6 +20,7 @@ from distillation import write_teacher_outputs
 from encoders.families import encoder_linears
 from encoders.start import save_model
 from engines.engine import ModelFormat
+from engines.linear import FORMAT, LINEAR_NAME, new_pipeline, write_linear
 from evaluation import evaluate
 from export import export
 from inference import load
@@ -161,6 +162,14 @@ def test_a_model_with_a_weight_that_is_not_finite_is_not_saved(sound_dir, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_linear_baseline_with_a_coefficient_that_is_not_finite_is_not_written(tmp_path):
+    pipeline = new_pipeline(multi_label=False, seed=0).fit(["a", "b", "a b"] * 9, [0, 1, 1] * 9)
+    pipeline[-1].coef_[0, 1] = NAN
+    line = refusal(write_linear, pipeline, tmp_path)
+    assert line == "the linear baseline: a value of coefficients is not finite (nan or inf)"
+    assert not list(tmp_path.iterdir())
+
+
 def test_integers_are_not_checked_for_being_finite():
     check_weights({"ids": torch.arange(3), "half": torch.ones(2, dtype=torch.float16)}, "m", "")
 
@@ -229,9 +238,9 @@ def test_a_format_with_logits_that_are_not_finite_gets_no_row(
     directory = broken_dir
     if format_name == "linear":
         directory = save_linear(tmp_path)
-        pipeline = joblib.load(directory / "linear.joblib")
-        pipeline[-1].coef_[0, :] = NAN
-        joblib.dump(pipeline, directory / "linear.joblib")
+        tensors = load_file(directory / LINEAR_NAME)
+        tensors["intercepts"][0] = NAN
+        save_file(tensors, directory / LINEAR_NAME, {"format": FORMAT})
     splits["test"].to_parquet(tmp_path / "test.parquet")
     line = refusal(
         evaluate,
