@@ -26,7 +26,15 @@ from export import export
 from inference import load
 from metrics import quality_metrics
 from pruning import narrow_ffn, prune, prune_
-from quantization import QuantizationRequest, quantize, quantize_fp16, train_quantization_aware
+from quantization import (
+    QUANTIZERS,
+    QuantizationRequest,
+    copy_config_and_tokenizer,
+    quantize,
+    quantize_dynamic_onnx,
+    quantize_fp16,
+    train_quantization_aware,
+)
 from runtime.checkpoints import CHECKPOINTS
 from runtime.errors import UserError
 from runtime.finite import check_fp16_range, check_logits, check_weights
@@ -55,13 +63,13 @@ def sound_dir(splits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken_dir(sound_dir, tmp_path_factory):
-    """The same model with one NaN in the bias of its first Linear."""
+    """The same model with finite weights whose attention scores overflow: its logits are NaN."""
     directory = tmp_path_factory.mktemp("broken")
     model, tokenizer = load_both(sound_dir)
-    next(iter(encoder_linears(model).values())).bias.data[0] = NAN
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.query.bias.data.fill_(1e30)
+    attention.key.bias.data.fill_(1e30)
+    return save_model(model, tokenizer, directory)
 
 
 def load_both(directory):
@@ -276,15 +284,28 @@ def test_a_graph_with_logits_that_are_not_finite_is_not_exported(
     assert "use another --quant_method or --export" in line
 
 
-@pytest.mark.parametrize("method", ["static", "fp16"])
 def test_a_quantized_format_that_is_not_finite_is_refused(
-    method, broken_dir, splits, options, tmp_path
+    sound_dir, broken_dir, splits, options, tmp_path, monkeypatch
 ):
-    line = refusal(
-        quantize, broken_dir, splits, TASK, tmp_path, replace(options, quant_method=method)
-    )
-    expected = {"static": "the activation", "fp16": "the quantized model: 1 of "}
-    assert line.startswith(expected[method]) and "not finite" in line
+    def store_nan(request: QuantizationRequest) -> None:
+        model, _ = load_both(sound_dir)
+        model.classifier.bias.data[0] = NAN
+        model.save_pretrained(request.out_dir)
+
+    def write_graph_only(request: QuantizationRequest) -> None:
+        copy_config_and_tokenizer(request.model_in, request.out_dir)
+        quantize_dynamic_onnx(request)
+
+    monkeypatch.setitem(QUANTIZERS, "fp16", {"torch": store_nan})
+    monkeypatch.setitem(QUANTIZERS, "dynamic", {"onnx": write_graph_only})
+    lines = {}
+    for method in ("fp16", "dynamic", "static"):
+        settings = replace(options, quant_method=method)
+        out_dir = tmp_path / method
+        lines[method] = refusal(quantize, broken_dir, splits, TASK, out_dir, settings)
+    assert "the quantized model: 1 of 2 values of classifier.bias are not finite" in lines["fp16"]
+    assert "the onnx graph: the logits of 16 of 16 texts are not finite" in lines["dynamic"]
+    assert lines["static"].startswith("the activation") and "not finite" in lines["static"]
 
 
 def test_inference_with_logits_that_are_not_finite_gives_no_answer(tmp_path):
