@@ -8,13 +8,18 @@ directory contains exactly one graph of that engine.
 Engine libraries are imported inside the functions that use them: serving a graph must not import
 torch or transformers, and reading a directory must not import any engine.
 
-ONNX Runtime quantizes the activations of int8 products per batch, so the logits of a text depend
-slightly on the other texts of its batch.
+The logits of a text do not depend on the other texts of its batch, apart from the last digits of a
+float. Activation ranges that are measured at run time would be those of the whole batch, and a
+difference in the last digits would change how activations are rounded. Formats with quantized
+activations therefore compute the rows of a batch in groups (`RowGrouping`): rows of equal length,
+or single rows.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +43,21 @@ INT4_GROUP_SIZE = 64  # weights that share a scale in OpenVINO's 4-bit formats
 
 UNLIMITED_LENGTH = 10**6  # tokenizers without a limit have a huge `model_max_length`
 
+# Operators of ONNX graphs that quantize activations with ranges that are measured at run time, and
+# with fixed ranges. The results of MatMulNBits depend on the number of rows in the last digits.
+RUN_TIME_RANGES = (b"DynamicQuantizeLinear", b"MatMulNBits")
+FIXED_RANGES = (b"QuantizeLinear",)
+
+# In an OpenVINO graph: activations of fixed ranges, and weights that are multiplied with quantized
+# activations.
+OPENVINO_QUANTIZATION = re.compile(r'type="FakeQuantize"|element_type="[iu][2348]"')
+
 TokenIds = Sequence[int]
+
+Forward = Callable[[dict[str, np.ndarray]], np.ndarray]  # batch -> logits [rows, labels]
+
+# Lengths of the rows of a batch -> row numbers of each group that is computed at once
+RowGrouping = Callable[[np.ndarray], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,67 @@ def predict_logits(
     return np.concatenate(logits)[np.argsort(longest_first, kind="stable")]
 
 
+# ------------------------------------------------------------------------- the rows of a batch
+
+
+def rows_of_equal_length(lengths: np.ndarray) -> list[np.ndarray]:
+    """The row numbers of each length."""
+    return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+
+def single_rows(lengths: np.ndarray) -> list[np.ndarray]:
+    """Each row number separately."""
+    return list(np.arange(len(lengths))[:, np.newaxis])
+
+
+def in_groups(forward: Forward, grouping: RowGrouping | None) -> Forward:
+    """`forward` that computes the groups of a batch separately, without padding.
+
+    It computes the batch at once if `grouping` is None.
+    """
+    if grouping is None:
+        return forward
+
+    def forward_groups(batch: dict[str, np.ndarray]) -> np.ndarray:
+        lengths = batch["attention_mask"].sum(axis=1)
+        if len(lengths) == 1:  # without padding
+            return forward(batch)
+        groups = grouping(lengths)
+        logits = []
+        for rows in groups:
+            length = lengths[rows[0]]
+            logits.append(forward({name: ids[rows, :length] for name, ids in batch.items()}))
+        original_order = np.argsort(np.concatenate(groups))
+        return np.concatenate(logits)[original_order]
+
+    return forward_groups
+
+
+def torch_grouping(model_dir: Path) -> RowGrouping | None:
+    """torchao measures the ranges of activations at run time; other checkpoints compute in
+    floats."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    return single_rows if method == "torchao" else None
+
+
+def onnx_grouping(graph: Path) -> RowGrouping | None:
+    """The grouping that the operators of an ONNX graph require."""
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if any(content.find(name) >= 0 for name in RUN_TIME_RANGES):
+            return single_rows
+        if any(content.find(name) >= 0 for name in FIXED_RANGES):
+            return rows_of_equal_length
+    return None
+
+
+def openvino_grouping(graph: Path) -> RowGrouping | None:
+    """The grouping that the operators of an OpenVINO graph require."""
+    if OPENVINO_QUANTIZATION.search(graph.read_text(encoding="utf-8")):
+        return rows_of_equal_length
+    return None
+
+
 # ------------------------------------------------------------------------------------------ loaders
 
 
@@ -208,7 +288,11 @@ def load_torch(
         with torch.inference_mode():
             return model(**inputs).logits.float().cpu().numpy()
 
-    return Engine(tokenize, make_collate(tokenizer.pad_token_id), forward)
+    return Engine(
+        tokenize,
+        make_collate(tokenizer.pad_token_id),
+        in_groups(forward, torch_grouping(model_dir)),
+    )
 
 
 def load_onnx(
@@ -228,7 +312,7 @@ def load_onnx(
         (logits,) = session.run(["logits"], batch)
         return logits
 
-    return graph_engine(model_dir, max_length, input_names, run)
+    return graph_engine(model_dir, max_length, input_names, run, onnx_grouping(path))
 
 
 def load_openvino(
@@ -251,7 +335,8 @@ def load_openvino(
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(graph_path(model_dir, format_name), "CPU", settings)
+    path = graph_path(model_dir, format_name)
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
     idle_requests = deque([compiled.create_infer_request()])  # append and pop are thread-safe
     input_names = [graph_input.get_any_name() for graph_input in compiled.inputs]
 
@@ -269,16 +354,17 @@ def load_openvino(
         idle_requests.append(request)
         return logits
 
-    return graph_engine(model_dir, max_length, input_names, run)
+    return graph_engine(model_dir, max_length, input_names, run, openvino_grouping(path))
 
 
 def graph_engine(
     model_dir: Path,
     max_length: int,
     input_names: list[str],
-    run: Callable[[dict[str, np.ndarray]], np.ndarray],
+    run: Forward,
+    grouping: RowGrouping | None,
 ) -> Engine:
-    """An engine that calls `run` on the graph inputs `input_names`.
+    """An engine that calls `run` on the graph inputs `input_names`, for each group of a batch.
 
     The tokenizer is read from tokenizer.json. Inputs other than `input_ids` and `attention_mask`
     are zeros.
@@ -294,7 +380,7 @@ def graph_engine(
                 inputs[name] = np.zeros_like(batch["input_ids"])
         return run(inputs).astype(np.float32, copy=False)
 
-    return Engine(tokenize, collate, forward)
+    return Engine(tokenize, collate, in_groups(forward, grouping))
 
 
 def load_linear(

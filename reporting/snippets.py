@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from tokenizers import Tokenizer
 
-from engines.engine import max_input_tokens, pad_token, read_tokenizer_config
+from engines.engine import max_input_tokens, read_tokenizer_config
 from reporting.markdown import code_block
 from reporting.results import Row
 
@@ -79,8 +78,6 @@ def graph_snippet(
 ) -> dict[str, str]:
     """Code that loads the fastest graph of an engine, and the packages that it requires."""
     config = read_tokenizer_config(directory)
-    pad = pad_token(config)
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     fastest = min(rows, key=itemgetter("latency_ms_p50"))
     package = GRAPH_PACKAGES[engine]
     requirements = f"With `{package}` and `tokenizers`"
@@ -92,8 +89,6 @@ def graph_snippet(
         graph=weights_file(fastest),
         max_length=max_input_tokens(directory),
         truncation_side=config.get("truncation_side", "right"),
-        pad_id=tokenizer.token_to_id(pad),
-        pad_token=pad,
         multi_label=multi_label,
     )
     return {"requirements": requirements, "code": code}

@@ -220,7 +220,7 @@ def test_a_snippet_prints_every_label_that_applies(capsys, name):
     if name != "torch":
         names = {str(index): label for index, label in enumerate(labels)}
     values = dict.fromkeys(("graph", "package", "truncation_side"), "x")
-    values |= {"max_length": 32, "pad_id": 0, "pad_token": "[PAD]"}
+    values["max_length"] = 32
     for multi_label in (False, True):
         code = snippets.render_snippet(name, multi_label=multi_label, **values)
         (decision,) = [line for line in code.splitlines() if line.startswith("print(")]
@@ -232,12 +232,11 @@ def test_a_snippet_prints_every_label_that_applies(capsys, name):
     "value", ["[PAD]", "it's", 'a "pad"', "back\\slash", "\u202e\n{{ 7 * 7 }}"]
 )
 def test_inserted_strings_are_python_literals(value):
-    values = dict.fromkeys(("package", "truncation_side", "graph"), "x")
-    code = snippets.render_snippet(
-        "onnx", multi_label=False, max_length=32, pad_id=0, pad_token=value, **values
-    )
-    (line,) = [line for line in code.splitlines() if "pad_token=" in line]
-    assert ast.literal_eval(line.strip().removeprefix("pad_token=").removesuffix(",")) == value
+    values = dict.fromkeys(("package", "truncation_side"), "x")
+    code = snippets.render_snippet("onnx", multi_label=False, max_length=32, graph=value, **values)
+    (line,) = [line for line in code.splitlines() if line.startswith("session = ")]
+    literal = line.removeprefix("session = onnxruntime.InferenceSession(").removesuffix(")")
+    assert ast.literal_eval(literal) == value
 
 
 def test_no_name_breaks_the_page(artifact):

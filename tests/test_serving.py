@@ -1,4 +1,4 @@
-"""What a format answers does not depend on other threads or on padding, in any engine."""
+"""The logits of a text do not depend on other threads or on the other texts of its batch."""
 
 import json
 import random
@@ -10,12 +10,14 @@ from all_formats import build_every_format, load_row, row_names
 from tiny_models import TinyModels, sentences
 
 from encoders.pretrained import load_tokenizer
+from task import probabilities
 
 THREADS = 8
 CALLS = 1000  # per thread, with an fp32 format of an engine
 CALLS_QUANTIZED = 100  # per thread, with the others
 FP32_ROWS = ("torch", "onnx", "openvino", "linear")
 NUM_BATCHES = 40
+MAX_CHANGE = 1e-5  # of a probability
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,16 @@ def test_eight_threads_get_the_answers_of_one_thread(formats, row):
 
     with ThreadPoolExecutor(THREADS) as pool:
         assert sum(pool.map(count_wrong_answers, range(THREADS))) == 0
+
+
+@pytest.mark.parametrize("row", row_names())
+def test_a_text_alone_has_the_probabilities_that_it_has_among_32_others(formats, row):
+    engine = load_row(formats, row)
+    texts = sentences(33, seed=7)
+    together = engine.forward(engine.encode(texts))
+    alone = np.concatenate([engine.forward(engine.encode([text])) for text in texts])
+    change = probabilities(alone, False) - probabilities(together, False)
+    assert np.abs(change).max() < MAX_CHANGE
 
 
 def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_after_loading(tmp_path):

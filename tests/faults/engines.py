@@ -82,6 +82,36 @@ FAULTS = (
         tests="tests/test_serving.py -k openvino",
     ),
     Fault(
+        name="activation ranges of a whole batch in ONNX Runtime",
+        file="engines/engine.py",
+        old="            return single_rows\n",
+        new="            return rows_of_equal_length\n",
+        tests="tests/test_serving.py -k among",
+    ),
+    Fault(
+        name="activation ranges of a whole batch in torch",
+        file="engines/engine.py",
+        old='return single_rows if method == "torchao" else None',
+        new="return None",
+        tests="tests/test_serving.py -k among",
+    ),
+    Fault(
+        name="quantized activations with padding in OpenVINO",
+        file="engines/engine.py",
+        old="""    if OPENVINO_QUANTIZATION.search(graph.read_text(encoding="utf-8")):
+        return rows_of_equal_length
+""",
+        new="",
+        tests="tests/test_serving.py -k among",
+    ),
+    Fault(
+        name="groups of a batch in the order of their lengths",
+        file="engines/engine.py",
+        old="return np.concatenate(logits)[original_order]",
+        new="return np.concatenate(logits)",
+        tests="tests/test_serving.py -k among",
+    ),
+    Fault(
         name="a tokenizer keeps padding on the left",
         file="encoders/pretrained.py",
         old='            padding_side="right",\n',
