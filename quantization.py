@@ -172,6 +172,25 @@ def quantize_dynamic(request: QuantizationRequest) -> None:
         ],
     )
     save_quantized(request, scheme)
+    sort_metadata_(request.out_dir / "model.safetensors")
+
+
+def sort_metadata_(path: Path) -> None:
+    """Sort the metadata of a safetensors file by key, in place.
+
+    safetensors writes it in an order that differs from call to call. The file starts with the
+    length of the header (8 bytes, little-endian) and the header, which is JSON and may end with
+    spaces.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise RuntimeError(f"{path}: the sorted header has {len(text)} bytes, not {length}")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def quantize_dynamic_onnx(request: QuantizationRequest) -> None:

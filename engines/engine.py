@@ -21,7 +21,8 @@ import json
 import mmap
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from engines.linear import LINEAR_NAME, read_linear
+from runtime.errors import UserError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,6 +49,10 @@ UNLIMITED_LENGTH = 10**6  # tokenizers without a limit have a huge `model_max_le
 # with fixed ranges. The results of MatMulNBits depend on the number of rows in the last digits.
 RUN_TIME_RANGES = (b"DynamicQuantizeLinear", b"MatMulNBits")
 FIXED_RANGES = (b"QuantizeLinear",)
+
+# In an ONNX graph, an entry of a protobuf map: "location", the length of a file name (one byte, as
+# file names are shorter than 128 bytes), and the file name.
+DATA_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])(?=(.{1,127}))", re.DOTALL)
 
 # In an OpenVINO graph: activations of fixed ranges, and weights that are multiplied with quantized
 # activations.
@@ -148,7 +154,37 @@ def _weight_files(model_dir: Path, format_name: str) -> list[Path]:
     graph = graph_path(model_dir, format_name)
     if engine_name(format_name) == "openvino":
         return [graph, graph.with_suffix(".bin")]
-    return [graph]
+    return [graph, *external_data_files(graph)]
+
+
+def external_data_files(graph: Path) -> list[Path]:
+    """The files beside an ONNX graph that contain weights of the graph, sorted.
+
+    They are found by the bytes of the graph's protobuf, so that serving does not need the package
+    onnx. UserError if a file is not in the directory of the graph.
+    """
+    has_other_files = any(path.suffix != ".onnx" for path in graph.parent.iterdir())
+    if not has_other_files:  # do not read a large graph that contains its weights
+        return []
+    with mapped(graph) as content:
+        names = {match[2][: match[1][0]].decode() for match in DATA_LOCATION.finditer(content)}
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{graph} has weights in {name!r}, which is not in its directory")
+    return [graph.with_name(name) for name in sorted(names)]
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The bytes of a file, without reading it as a whole."""
+    with path.open("rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file
+            yield b""
+            return
+        with content:
+            yield content
 
 
 def empty_model(model_dir: Path | str) -> Any:
@@ -230,7 +266,7 @@ def torch_grouping(model_dir: Path) -> RowGrouping | None:
 
 def onnx_grouping(graph: Path) -> RowGrouping | None:
     """The grouping that the operators of an ONNX graph require."""
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with mapped(graph) as content:
         if any(content.find(name) >= 0 for name in RUN_TIME_RANGES):
             return single_rows
         if any(content.find(name) >= 0 for name in FIXED_RANGES):

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.engine import INT4_GROUP_SIZE, read_tokenizer
+from engines.engine import INT4_GROUP_SIZE, external_data_files, read_tokenizer
 from engines.parameter_counts import module_path
 from runtime import cpu
 from runtime.errors import UserError
@@ -41,6 +41,9 @@ EXAMPLE_TEXTS = ["a", "a b c d e f g h"]  # two lengths, so that the traced batc
 QUANTIZED_OPS = ("MatMul", "Gather", "Gemm")
 
 ONNX_INT4_GROUP_SIZE = 128  # weights that share a scale of four bytes
+
+# Of an ONNX graph whose weights are part of the file: a protobuf message cannot exceed 2 GiB.
+MAX_GRAPH_BYTES = 1_900_000_000
 
 CALIBRATION_BATCH = 8  # texts
 
@@ -73,6 +76,7 @@ def write_onnx(model_dir: Path | str, path: Path | str) -> None:
     Inputs: `input_ids` and `attention_mask`, int64 [rows, tokens]. Output: `logits`, float32
     [rows, labels].
     """
+    import onnx
     import torch
 
     from encoders.saved_models import load_saved_model, load_saved_tokenizer
@@ -80,11 +84,12 @@ def write_onnx(model_dir: Path | str, path: Path | str) -> None:
     model = load_saved_model(model_dir, dtype=torch.float32, attn_implementation="eager")
     tokenizer = load_saved_tokenizer(model_dir)
     batch = tokenizer(EXAMPLE_TEXTS, padding=True, return_tensors="pt")
-    with suppress_output():
+    with suppress_output(), tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "model.onnx"  # if it is large, there is one more file per weight
         torch.onnx.export(
             _positional_model(model).eval(),
             tuple(batch[name] for name in INPUT_NAMES),
-            str(path),
+            str(exported),
             input_names=INPUT_NAMES,
             output_names=["logits"],
             dynamic_axes={
@@ -95,7 +100,10 @@ def write_onnx(model_dir: Path | str, path: Path | str) -> None:
             opset_version=OPSET,
             dynamo=False,  # the TorchScript exporter: its graphs quantize to smaller int8 files
         )
-    _fold_identities(str(path))
+        del model
+        graph = onnx.load(exported)
+    _fold_identities_(graph)
+    _save_onnx(graph, Path(path))
 
 
 def _positional_model(model: Any) -> Any:
@@ -113,14 +121,11 @@ def _positional_model(model: Any) -> Any:
     return PositionalModel()
 
 
-def _fold_identities(path: str) -> None:
+def _fold_identities_(model: Any) -> None:
     """Replace `Identity(weight)` by the weight: quantizers do not look through an Identity.
 
     The exporter writes an Identity for a weight that is shared by several layers (ALBERT).
     """
-    import onnx
-
-    model = onnx.load(path)
     sources = {tensor.name: tensor.name for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -131,7 +136,19 @@ def _fold_identities(path: str) -> None:
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.save(model, path)
+
+
+def _save_onnx(model: Any, path: Path) -> None:
+    """Save a graph; the weights of a large one are in a second file, `<name>.onnx.data`.
+
+    A file of that name that another graph has left is deleted.
+    """
+    import onnx
+
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)  # onnx appends to an existing file
+    weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(model, path, save_as_external_data=weight_bytes > MAX_GRAPH_BYTES, location=data.name)
 
 
 def write_graphs(model_dir: Path) -> None:
@@ -152,23 +169,29 @@ def copy_onnx(
 ) -> None:
     """The fp32 graph."""
     shutil.copy2(source, target)
+    for path in external_data_files(source):
+        shutil.copy2(path, target.with_name(path.name))
 
 
 def quantize_onnx_dynamic(
     source: Path, target: Path, calibration: Calibration, skipped_modules: Sequence[str] = ()
 ) -> None:
     """Int8 weights, per channel in MatMuls; activations are quantized at run time."""
+    import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    with suppress_output():
+    with suppress_output(), tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / "model.onnx"
         quantize_dynamic(
             source,
-            target,
+            quantized,
             list(QUANTIZED_OPS),
             per_channel=True,
             reduce_range=not has_vnni(),
             nodes_to_exclude=_weight_nodes(source, skipped_modules),
+            use_external_data_format=True,
         )
+        _save_onnx(onnx.load(quantized), target)
 
 
 def quantize_onnx_static(
@@ -178,12 +201,14 @@ def quantize_onnx_static(
 
     The outputs of MatMuls stay in float: a few large values would dominate their scale.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
     with suppress_output(), tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / "model.onnx"
         quantize_static(
             source,
-            target,
+            quantized,
             calibration_cache_path=write_activation_ranges(source, calibration, Path(folder)),
             op_types_to_quantize=list(QUANTIZED_OPS),
             per_channel=True,
@@ -191,7 +216,9 @@ def quantize_onnx_static(
             activation_type=QuantType.QUInt8,
             nodes_to_exclude=_weight_nodes(source, skipped_modules),
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            use_external_data_format=True,
         )
+        _save_onnx(onnx.load(quantized), target)
 
 
 class _BatchReader:
@@ -262,7 +289,9 @@ def quantize_onnx_int4(
             model.model, algo_config=scheme, nodes_to_exclude=skipped_nodes
         )
         quantizer.process()
-        quantizer.model.save_model_to_file(str(target))
+        # `process` says opset 21, but leaves operators that are invalid there (ReduceMean).
+        quantizer.model.set_opset_import("", OPSET)
+        _save_onnx(quantizer.model.model, target)
 
 
 def has_vnni() -> bool:

@@ -269,7 +269,7 @@ STAGES = (
         description="quantize, --quant_method {quant_method}: fewer bits make smaller files",
         formats=quantized_formats,
         in_pipeline="quantize",
-        version=3,
+        version=4,
     ),
     Stage(
         "export",
@@ -280,7 +280,7 @@ STAGES = (
         "PyTorch",
         formats=exported_formats,
         asked_by=("export",),
-        version=3,
+        version=4,
     ),
 )
 

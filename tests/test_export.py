@@ -11,9 +11,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 from missing_packages import hide_package
 from tiny_models import (
+    COMMON,
     CONFIGS,
     FAMILIES,
     MAX_LENGTH,
+    SHAPE,
     TEXTS,
     TOLERANCE,
     TinyModels,
@@ -24,10 +26,11 @@ from tiny_models import (
     save_tokenizer,
     sentences,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DebertaConfig
 
 from compression_config import Options
 from engines import graphs
+from engines.classifier import load_format
 from engines.engine import formats_in, read_tokenizer, serving_files
 from engines.parameter_counts import count_parameters
 from export import (
@@ -40,6 +43,7 @@ from export import (
     selected_graphs,
 )
 from quantization import QUANTIZERS
+from runtime.artifacts import read_record, write_record
 from runtime.errors import UserError, check_installed
 from task import Task
 
@@ -178,6 +182,85 @@ def test_activation_ranges_do_not_depend_on_how_many_batches_are_merged_at_once(
     merged_one_by_one = activation_ranges(parent, texts, tmp_path / "1")
     assert len(merged_at_once) > 3 and merged_at_once == merged_one_by_one
     assert activation_ranges(parent, texts[-3:], tmp_path / "three") != merged_at_once
+
+
+@pytest.fixture
+def large_model(tmp_path, monkeypatch) -> Path:
+    """A checkpoint and its ONNX graphs, each too large for one file by a lowered limit."""
+    model_dir = tmp_path / "model"
+    save_pruned_model("bert", model_dir)
+    save_tokenizer("bert", model_dir)
+    monkeypatch.setattr(graphs, "MAX_GRAPH_BYTES", 10_000)
+    source = tmp_path / "source" / "model.onnx"
+    source.parent.mkdir()
+    graphs.write_onnx(model_dir, source)
+    calibration = graphs.Calibration(model_dir, TEXTS, MAX_LENGTH)
+    for graph in GRAPHS.values():
+        target = model_dir / graph.format_name
+        target.parent.mkdir(exist_ok=True)
+        graph.write(source, target, calibration, ())
+    write_record(model_dir, stage="export", fingerprint="0")
+    return model_dir
+
+
+def test_the_weights_of_a_large_graph_are_in_a_second_file_that_serving_needs(
+    large_model, tiny_models
+):
+    parent = tiny_models.parent("bert")
+    expected_counts = count_parameters(parent, "torch")
+    for graph in GRAPHS.values():
+        logits = logits_on_disk(large_model, graph.format_name)
+        if not graph.format_name.startswith("onnx"):
+            continue
+        one_file = export_directory(parent) / graph.format_name
+        two_files = [large_model / graph.format_name, large_model / f"{graph.format_name}.data"]
+        needed = serving_files(large_model, graph.format_name)
+        assert [path for path in needed if path.parent.name == "onnx"] == two_files
+        assert two_files[1].stat().st_size > 30_000
+        total = sum(path.stat().st_size for path in two_files)
+        assert total == pytest.approx(one_file.stat().st_size, rel=0.1)
+        assert np.array_equal(logits, logits_on_disk(one_file.parents[1], graph.format_name))
+        counts = count_parameters(large_model, graph.format_name)
+        assert counts.parameters == expected_counts.parameters
+
+
+def test_changed_or_missing_weights_of_a_large_graph_are_rejected(large_model):
+    data = large_model / "onnx" / "model_q4.onnx.data"
+    assert "onnx/model_q4.onnx.data" in read_record(large_model)["files"]
+    assert load_format(large_model, "onnx/model_q4.onnx", threads=1)(TEXTS[:2])
+    content = data.read_bytes()
+    data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model_q4\.onnx\.data was changed"):
+        load_format(large_model, "onnx/model_q4.onnx", threads=1)
+    data.unlink()
+    with pytest.raises(UserError, match=r"needs the file onnx/model_q4\.onnx\.data"):
+        load_format(large_model, "onnx/model_q4.onnx", threads=1)
+
+
+def test_weights_outside_the_directory_of_a_graph_are_rejected(large_model):
+    graph = large_model / "onnx" / "model.onnx"
+    inside = b"\x12\x0fmodel.onnx.data"
+    outside = b"\x12\x0f../../elsewhere"
+    assert inside in graph.read_bytes()
+    graph.write_bytes(graph.read_bytes().replace(inside, outside))
+    with pytest.raises(UserError, match="weights in '../../elsewhere', which is not in its dir"):
+        serving_files(large_model, "onnx/model.onnx")
+
+
+def test_a_4_bit_graph_of_a_decomposed_layer_norm_is_valid(tmp_path):
+    import onnx
+
+    config = DebertaConfig(**SHAPE, **COMMON, relative_attention=False)
+    save_pruned_model("deberta", tmp_path, config)
+    save_tokenizer("deberta", tmp_path)
+    source = tmp_path / "source.onnx"
+    graphs.write_onnx(tmp_path, source)
+    target = tmp_path / "onnx" / "model_q4.onnx"
+    target.parent.mkdir()
+    graphs.quantize_onnx_int4(source, target, graphs.Calibration(tmp_path, TEXTS, MAX_LENGTH))
+    onnx.checker.check_model(onnx.load(target))
+    expected = logits_on_disk(tmp_path, "torch")
+    assert np.abs(logits_on_disk(tmp_path, "onnx") - expected).mean() < MAX_DIFFERENCE[4]
 
 
 @pytest.mark.parametrize("engine", REQUIREMENTS)

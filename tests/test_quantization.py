@@ -248,6 +248,15 @@ def test_a_quantized_graph_multiplies_integers(tiny_models, method, tmp_path):
     assert integer_products >= 12
 
 
+def test_two_runs_of_dynamic_quantization_write_the_same_bytes(tiny_models, tmp_path):
+    first = tiny_models.quantized("bert", "dynamic")
+    quantize_all("dynamic", tiny_models.parent("bert"), tmp_path)
+    files = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
+    assert Path("model.safetensors") in files
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (first / name).read_bytes(), name
+
+
 def test_int8_weights_are_still_int8_after_a_forward_pass(tiny_models):
     model = tiny_models.quantized_model("bert", "dynamic")
     with torch.inference_mode():

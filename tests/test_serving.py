@@ -10,6 +10,14 @@ from all_formats import build_every_format, load_row, row_names
 from tiny_models import TinyModels, sentences
 
 from encoders.pretrained import load_tokenizer
+from engines.engine import (
+    in_groups,
+    make_collate,
+    onnx_grouping,
+    openvino_grouping,
+    rows_of_equal_length,
+    single_rows,
+)
 from task import probabilities
 
 THREADS = 8
@@ -63,6 +71,46 @@ def test_a_text_alone_has_the_probabilities_that_it_has_among_32_others(formats,
     alone = np.concatenate([engine.forward(engine.encode([text])) for text in texts])
     change = probabilities(alone, False) - probabilities(together, False)
     assert np.abs(change).max() < MAX_CHANGE
+
+
+GROUPINGS = {
+    "onnx/model.onnx": None,
+    "onnx/model_quantized.onnx": single_rows,
+    "onnx/model_static.onnx": rows_of_equal_length,
+    "onnx/model_q4.onnx": single_rows,
+    "openvino/openvino_model.xml": None,
+    "openvino/openvino_model_qint8_quantized.xml": rows_of_equal_length,
+    "openvino/openvino_model_qint4_quantized.xml": rows_of_equal_length,
+}
+
+
+def test_every_graph_is_computed_in_the_groups_that_its_operators_require(formats):
+    directory, _ = formats["torch"]
+    found = {}
+    for format_name in GROUPINGS:
+        grouping_of = onnx_grouping if format_name.startswith("onnx") else openvino_grouping
+        found[format_name] = grouping_of(directory / format_name)
+    assert found == GROUPINGS
+
+
+@pytest.mark.parametrize(
+    ("grouping", "expected"),
+    [
+        (None, [[[5, 6, 0], [7, 8, 9], [3, 4, 0]]]),
+        (rows_of_equal_length, [[[5, 6], [3, 4]], [[7, 8, 9]]]),
+        (single_rows, [[[5, 6]], [[7, 8, 9]], [[3, 4]]]),
+    ],
+)
+def test_groups_have_no_padding_and_their_logits_are_in_the_order_of_the_rows(grouping, expected):
+    seen = []
+
+    def forward(batch):
+        seen.append(batch["input_ids"].tolist())
+        return batch["input_ids"][:, :1].astype(np.float32)
+
+    logits = in_groups(forward, grouping)(make_collate(0)([[5, 6], [7, 8, 9], [3, 4]]))
+    assert logits[:, 0].tolist() == [5, 7, 3]
+    assert seen == expected
 
 
 def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_after_loading(tmp_path):
