@@ -361,9 +361,9 @@ def audit_lines(audit: dict[str, Any]) -> list[AuditLine]:
     """
     columns = audit["columns"]
     lines = [
+        AuditLine("rows", str(audit["rows"]), ""),
         AuditLine("text column", columns["text"], ""),
         AuditLine("label columns", ", ".join(columns["labels"]), ""),
-        AuditLine("rows", str(audit["rows"]), ""),
         *problem_lines(audit),
     ]
     for column, groups in audit["near_equal_values"].items():

@@ -113,7 +113,7 @@ def config_entries(path: str | Path) -> Entries:
 
     try:
         node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--config is {path}, but it cannot be read as YAML: {reason}") from None
     if not isinstance(node, yaml.MappingNode):

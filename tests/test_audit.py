@@ -121,9 +121,9 @@ def test_held_out_texts_with_a_near_duplicate_in_training_are_counted(tmp_path):
 def test_a_problem_that_does_not_occur_has_no_line_in_the_table(tmp_path):
     findings = audit(tmp_path, [*comments(90), " "], [*random_labels(90), 0])
     assert audit_lines(findings)[:4] == [
+        ("rows", "91", ""),
         ("text column", "text", ""),
         ("label columns", "label", ""),
-        ("rows", "91", ""),
         ("rows without text or label", "1 (1.1%)", "dropped"),
     ]
     assert "duplicates" not in audit_table(findings)
@@ -137,9 +137,9 @@ def test_the_audit_option_prints_and_stores_the_audit_without_training(tiny_csv,
     assert main(argv) == 0
     printed = capsys.readouterr().out
     assert [line.split() for line in printed.splitlines()[:3]] == [
+        ["rows", "160"],
         ["text", "column", "Comments"],
         ["label", "columns", "HateSpeech"],
-        ["rows", "160"],
     ]
     assert "112 train, 16 validation, 32 test" in printed
     assert "tokens per text (teacher)" in printed
