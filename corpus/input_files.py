@@ -45,6 +45,7 @@ from corpus.row_formats import (
     open_csv_rows,
     open_json_rows,
 )
+from runtime.command_line import unreadable_reason
 from runtime.errors import UserError, escape_unprintable
 
 log = logging.getLogger(__name__)
@@ -100,15 +101,10 @@ def is_stream(path: str) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Raise UnreadableFile if there is no file, or if it is empty, or if it is a stream."""
-    if path.is_dir():
-        raise UnreadableFile("that is a directory")
-    if is_stream(str(path)):
-        raise UnreadableFile("that is a pipe or a device, which can be read only once")
-    if not path.is_file():
-        raise UnreadableFile("there is no such file")
-    if not path.stat().st_size:
-        raise UnreadableFile("that file is empty")
+    """Raise UnreadableFile if a path is not a file that can be read, or if the file is empty."""
+    reason = unreadable_reason(path)
+    if reason:
+        raise UnreadableFile(reason)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ once. No torch."""
 import argparse
 import os
 import shlex
+import stat
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -196,15 +197,25 @@ def file_errors(flag: str, path: str | None) -> list[str]:
     """Why a given file cannot be read; empty if it can."""
     if path is None:
         return []
-    if Path(path).is_dir():
-        return [f"{flag} is {path}, but that is a directory"]
-    if not Path(path).exists():
-        return [f"{flag} is {path}, but there is no such file"]
-    if not Path(path).is_file():
-        return [f"{flag} is {path}, but that is a pipe or a device, which can be read only once"]
-    if Path(path).stat().st_size == 0:
-        return [f"{flag} is {path}, but that file is empty"]
-    return []
+    reason = unreadable_reason(path)
+    return [f"{flag} is {path}, but {reason}"] if reason else []
+
+
+def unreadable_reason(path: str | Path) -> str:
+    """Why a path is not a file that can be read, worded to follow `but`; empty if it is one."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+    if stat.S_ISDIR(status.st_mode):
+        return "that is a directory"
+    if not stat.S_ISREG(status.st_mode):
+        return "that is a pipe or a device, which can be read only once"
+    if not os.access(path, os.R_OK):
+        return "it cannot be read: Permission denied"
+    return "" if status.st_size else "that file is empty"
 
 
 def directory_errors(flag: str, path: str | Path, directory: Path) -> list[str]:

@@ -101,6 +101,26 @@ def test_a_directory_is_no_file(refused, tmp_path):
     assert "that is a directory" in line
 
 
+def test_a_pipe_a_path_without_permission_and_a_long_path_are_refused(
+    refused, tmp_path, monkeypatch
+):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (line,) = refused(["--dataset_path", str(tmp_path / "pipe.csv")])
+    assert "that is a pipe or a device, which can be read only once" in line
+    (line,) = refused(["--dataset_path", str(tmp_path / ("x" * 300))])
+    assert "but it cannot be read: File name too long" in line
+    stat = os.stat
+
+    def closed(path, **options):
+        if str(path).endswith("closed.csv"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    (line,) = refused(["--validation_path", str(tmp_path / "closed.csv")])
+    assert line.endswith("closed.csv, but it cannot be read: Permission denied")
+
+
 def test_a_wrong_column_lists_those_that_exist(refused):
     (line,) = refused(["--text_column", "comment"])
     assert line.endswith("--text_column is comment, but the file has the columns text, label")
@@ -299,6 +319,9 @@ def test_a_finished_teacher_with_other_labels_is_refused(refused, tmp_path):
         ("batch: 1\nbatch: 2", "batch is given twice"),
         ("just words", "must contain lines such as"),
         ("batch: [1", "cannot be read as YAML"),
+        ("batch: " + "[" * 3000, "cannot be read as YAML: maximum recursion depth exceeded"),
+        ("? [batch, seed]\n: 1", "its keys must be names of options"),
+        ("{batch: 1}: 2", "its keys must be names of options"),
         ("config: other.yaml", "'config' is not an option of that file"),
         ("overwrite: maybe", "--overwrite is maybe, but must be true or false"),
     ],
