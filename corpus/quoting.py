@@ -50,9 +50,9 @@ class QuoteEvidence:
 
         Texts hardly ever have tabs: if tabs are delimiters, any more of them is enough.
         """
-        filled = [line for line in lines if line.strip()]
-        if len(filled) < 2:
+        if len(lines) < 2:
             return False
+        filled = [line for line in lines if line.strip()]
         counts = [line.count(self.delimiter) for line in filled]
         if self.delimiter == "\t" and self.width > 1:
             return sum(counts) >= self.width
@@ -65,17 +65,17 @@ class QuoteEvidence:
         """
         text = "".join(lines).rstrip("\r\n")
         is_suspect = self.could_be_rows(lines)
-        has_delimiter = text.count(self.delimiter) >= self.width
-        is_quoted = self.has_doubled_quote(text)
-        if not is_suspect:
-            is_quoted |= len(lines) > 1 or has_delimiter
-        if len(cells) == self.width and is_quoted:
-            self.quoted = self.quoted or number
         if is_suspect and len(lines) > self.suspect_lines:
             self.suspect_lines = len(lines)
             self.suspect = number
-        if not is_suspect and '"' in self.quoted_cell.sub(r"\1", text):
-            self.inner = self.inner or number
+        if not self.quoted and len(cells) == self.width:
+            is_quoted = self.has_doubled_quote(text)
+            if not is_suspect:
+                has_delimiter = text.count(self.delimiter) >= self.width
+                is_quoted = is_quoted or len(lines) > 1 or has_delimiter
+            self.quoted = number if is_quoted else 0
+        if not is_suspect and not self.inner and '"' in self.quoted_cell.sub(r"\1", text):
+            self.inner = number
         return is_suspect
 
     def judge_row(self, number: int, lines: list[str], cells: list[str]) -> None:
@@ -83,7 +83,7 @@ class QuoteEvidence:
 
         The first suspect row that is accepted gets a note if nothing shows that it is one.
         """
-        if not any('"' in line for line in lines):
+        if len(lines) == 1 and '"' not in lines[0]:
             return
         is_first = not self.suspect
         if not self.add_row(number, lines, cells):

@@ -85,6 +85,7 @@ FAULTS = (
         old="    if has_usual_name or names ==",
         new="    if names ==",
         tests="tests/test_headers.py -k not_taken",
+        raises="UserError",
     ),
     Fault(
         name="without a header, the first row is lost",
