@@ -134,8 +134,12 @@ class QuoteEvidence:
         if self.is_unquoted():
             line = self.invalid or self.suspect
             return f"is read without quoting: line {line} has a quote that does not enclose a cell"
-        if self.suspect and self.width == 1:
-            return f"has a quoted cell of {self.suspect_lines} lines from line {self.suspect} on"
+        if self.suspect and not self.has_quoted_header:
+            last_line = self.suspect + self.suspect_lines - 1
+            return (
+                f"has a quote from line {self.suspect} to line {last_line}, which are read as one "
+                "row"
+            )
         return ""
 
     def refusal(self) -> UnreadableFile:

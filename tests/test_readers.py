@@ -108,10 +108,15 @@ def test_the_log_says_which_line_shows_that_quotes_are_text(tmp_path, caplog):
     ]
 
 
-def test_a_cell_of_several_lines_in_a_single_column_is_noted(tmp_path, caplog):
+def test_lines_that_could_be_rows_are_noted_if_they_are_read_as_one(tmp_path, caplog):
     path = write(tmp_path, "x.csv", 'a\nx\n"x\n\ny"\n"x\ny"\n')
     assert read_columns(path) == {"a": ["x", "x\n\ny", "x\ny"]}
-    assert caplog.messages == [f"note: {path} has a quoted cell of 3 lines from line 3 on"]
+    other = write(tmp_path, "y.csv", 'a,b\n"x, z",1\n"x,1\ny",1\n')
+    assert read_columns(other) == {"a": ["x, z", "x,1\ny"], "b": ["1", "1"]}
+    assert caplog.messages == [
+        f"note: {path} has a quote from line 3 to line 5, which are read as one row",
+        f"note: {other} has a quote from line 3 to line 4, which are read as one row",
+    ]
 
 
 def test_without_a_header_the_first_line_is_a_row(tmp_path):
