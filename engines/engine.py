@@ -167,7 +167,10 @@ def external_data_files(graph: Path) -> list[Path]:
     if not has_other_files:  # do not read a large graph that contains its weights
         return []
     with mapped(graph) as content:
-        names = {match[2][: match[1][0]].decode() for match in DATA_LOCATION.finditer(content)}
+        names = {
+            match[2][: match[1][0]].decode(errors="replace")
+            for match in DATA_LOCATION.finditer(content)
+        }
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{graph} has weights in {name!r}, which is not in its directory")
