@@ -105,7 +105,9 @@ def median_of_passes(bursts: list[latency.Burst]) -> float:
 def figures_of(formats: list[ModelFormat], texts: list[str], threads: int) -> Figures:
     """The speedup of the small model by each statistic, and how busy the machine was."""
     bursts = latency.time_formats(formats, texts, MAX_LENGTH, "cpu", threads, [KIND])
-    rows = {name: latency.timing_metrics(of_format) for name, of_format in bursts.items()}
+    rows = {}
+    for name, of_format in bursts.items():
+        rows[name] = latency.timing_metrics(of_format, threads)
     large, small = rows["large"], rows["small"]
     medians = {name: median_of_passes(of_format[KIND]) for name, of_format in bursts.items()}
     return {

@@ -220,7 +220,7 @@ def time_formats(
     num_texts = min(len(texts), 32 * latency.TIMING_PLANS[32].max_rounds)
     sample = random.Random(0).sample(texts, num_texts)
     bursts = latency.time_formats(named, sample, MAX_LENGTH, "cpu", threads, kinds)
-    return {name: latency.timing_metrics(bursts[name]) for name in formats}
+    return {name: latency.timing_metrics(bursts[name], threads) for name in formats}
 
 
 def mean(values: list[float]) -> float:

@@ -59,7 +59,7 @@ MIN_WARM_UP_S = 0.02
 STEADY_SPREAD = 1.25  # maximum of median / min over the passes of one input
 STEADY_CORE_WAIT = 0.05  # maximum fraction of the time that ready threads waited for a core
 STEADY_OTHER_LOAD = 0.1  # maximum fraction of all cores that other processes used
-MAX_BEST_WAIT = 0.1  # maximum fraction of the fastest passes in which ready threads waited
+MAX_BEST_WAIT = 0.1  # maximum fraction of the fastest passes in which a thread lacked a core
 BUSY_TIMES = ("user", "nice", "system", "irq", "softirq", "steal", "interrupt", "dpc")
 MAX_IDLE_CHECKS = 250
 IDLE_CHECK_S = 0.002
@@ -133,7 +133,7 @@ def measure(
     bursts = time_formats(formats, sample, max_length, device, threads, kinds)
     rows = {}
     for model_format in tqdm(formats, desc="benchmark, fresh processes", leave=False):
-        row = timing_metrics(bursts[model_format.name])
+        row = timing_metrics(bursts[model_format.name], threads)
         if with_startup:
             row |= measure_startup(model_format, sample, max_length, threads, device)
         row["threads"] = threads
@@ -199,14 +199,15 @@ def time_interleaved(calls: dict[str, Call], kind: str) -> dict[str, list[Burst]
     return bursts
 
 
-def timing_metrics(bursts: dict[str, list[Burst]]) -> dict[str, Any]:
+def timing_metrics(bursts: dict[str, list[Burst]], threads: int) -> dict[str, Any]:
     """The columns of a format from its bursts by kind of input; None for a kind that was not timed.
 
     A time is the median over inputs of their fastest passes. `spread` is median / min over the
     passes of one input at batch 1 and the text's own length, as the median over all such inputs;
-    `best_wait` is the fraction of the fastest of these passes in which ready threads waited for a
-    core. `core_wait` is that fraction of all the time, and `other_load` the fraction of all cores
-    that other processes used.
+    `best_wait` is the fraction of the fastest of these passes in which a thread lacked a core
+    (`interrupted_s`). `core_wait` is the fraction of all the time in which ready threads waited for
+    a core, and `other_load` the fraction of all cores that other processes used. `threads` are
+    those of the engine.
     """
     row: dict[str, Any] = dict.fromkeys(INPUT_KINDS)
     for kind, bursts_of_kind in bursts.items():
@@ -220,7 +221,8 @@ def timing_metrics(bursts: dict[str, list[Burst]]) -> dict[str, Any]:
     row["latency_ms_min"] = 1000 * float(passes_s.min())
     row["latency_ms_cpu"] = 1000 * statistics.median(one.cpu_s for one in fastest)
     row["spread"] = statistics.median(statistics.median(passes) / min(passes) for passes in inputs)
-    row["best_wait"] = sum(one.wait_s for one in fastest) / sum(one.seconds for one in fastest)
+    interrupted = sum(interrupted_s(one, threads) for one in fastest)
+    row["best_wait"] = interrupted / sum(one.seconds for one in fastest)
     every_burst = [burst for bursts_of_kind in bursts.values() for burst in bursts_of_kind]
     elapsed_s = sum(burst.elapsed_s for burst in every_burst)
     row["core_wait"] = sum(burst.core_wait_s for burst in every_burst) / elapsed_s
@@ -237,6 +239,18 @@ def fastest_passes(bursts: list[Burst]) -> list[Pass]:
         for passes in burst.passes:
             fastest.append(min(passes, key=attrgetter("seconds")))
     return fastest
+
+
+def interrupted_s(one: Pass, threads: int) -> float:
+    """Seconds of a pass in which its threads lacked a core.
+
+    A single thread computes all the time, so it is wall-clock time minus CPU time. Several threads
+    wait for each other; their waiting for a core is counted by the kernel, and includes some of the
+    time around the pass.
+    """
+    if threads == 1:
+        return max(0.0, one.seconds - one.cpu_s)
+    return one.wait_s
 
 
 def seconds_by_input(bursts: list[Burst]) -> list[list[float]]:

@@ -40,7 +40,7 @@ def old_ratio(long: list[Burst], short: list[Burst]) -> float:
 def test_the_time_of_an_input_is_its_fastest_pass():
     """Fastest passes 1, 2 and 9 ms; the median over all passes would be 6."""
     bursts = [timed_burst([0.001, 0.006, 0.007], [0.008, 0.002]), timed_burst([0.009, 0.010])]
-    row = timing_metrics({KIND: bursts})
+    row = timing_metrics({KIND: bursts}, 1)
     assert row[KIND] == pytest.approx(2.0) and row["latency_ms_cpu"] == pytest.approx(2.0)
     assert (row["best_wait"], row["other_load"], row["steady"]) == (0.0, 0.0, False)
 
@@ -50,7 +50,7 @@ def test_passes_that_are_sometimes_interrupted_do_not_move_the_speedup():
     long = [burst_of([interrupted(LONG_S, n) for n in (16, 0, 16, 16)]) for _ in range(3)]
     short = [burst_of([interrupted(SHORT_S, n) for n in (0, 0, 1, 0)]) for _ in range(3)]
     assert old_ratio(long, short) == pytest.approx(49)
-    rows = [timing_metrics({KIND: one}) for one in (long, short)]
+    rows = [timing_metrics({KIND: one}, 1) for one in (long, short)]
     assert speedup(*rows) == pytest.approx(25)
     assert not rows[0]["steady"]
 
@@ -59,11 +59,20 @@ def test_passes_that_are_sometimes_interrupted_do_not_move_the_speedup():
 def test_a_speedup_is_withheld_if_even_the_fastest_passes_were_interrupted(slices, expected):
     """Two slices of 3 ms are 6 / 56 = 0.107 of the pass; 0.1 is allowed, which moves a ratio by
     at most 1 / 0.9 = 1.11."""
-    long = timing_metrics({KIND: [burst_of([interrupted(LONG_S, slices)] * 4)]})
-    short = timing_metrics({KIND: [burst_of([interrupted(SHORT_S, 0)] * 4)]})
+    long = timing_metrics({KIND: [burst_of([interrupted(LONG_S, slices)] * 4)]}, 1)
+    short = timing_metrics({KIND: [burst_of([interrupted(SHORT_S, 0)] * 4)]}, 1)
     assert long["best_wait"] == pytest.approx(0.003 * slices / (LONG_S + 0.003 * slices))
     assert speedup(long, short) == (None if expected is None else pytest.approx(expected))
     assert (speedup(short, long) is None) == (expected is None)
+
+
+def test_a_single_thread_is_interrupted_if_its_cpu_time_is_less_than_its_time():
+    """With several threads, CPU time is that of all of them: what the kernel counts decides."""
+    one = latency.Pass(seconds=0.010, cpu_s=0.007, wait_s=0.5)
+    assert latency.interrupted_s(one, threads=1) == pytest.approx(0.003)
+    assert latency.interrupted_s(one._replace(cpu_s=0.011), threads=1) == 0.0
+    several = latency.Pass(seconds=0.010, cpu_s=0.019, wait_s=0.002)
+    assert latency.interrupted_s(several, threads=2) == 0.002
 
 
 def test_both_speedups_of_a_row_are_withheld():
@@ -81,9 +90,9 @@ def test_both_speedups_of_a_row_are_withheld():
 def test_work_of_other_processes_makes_the_times_unsteady(monkeypatch):
     """0.5 s of other work in 2 s on two cores is a load of 0.125."""
     monkeypatch.setattr(latency, "own_cores", lambda: [0, 1])
-    row = timing_metrics({KIND: [timed_burst([1.0, 1.0], elapsed_s=2.0, other_s=0.5)]})
+    row = timing_metrics({KIND: [timed_burst([1.0, 1.0], elapsed_s=2.0, other_s=0.5)]}, 1)
     assert row["other_load"] == pytest.approx(0.125) and not row["steady"]
-    row = timing_metrics({KIND: [timed_burst([1.0, 1.0], elapsed_s=2.0, other_s=0.3)]})
+    row = timing_metrics({KIND: [timed_burst([1.0, 1.0], elapsed_s=2.0, other_s=0.3)]}, 1)
     assert row["other_load"] == pytest.approx(0.075) and row["steady"]
 
 

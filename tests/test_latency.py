@@ -77,7 +77,7 @@ def test_timing_metrics_by_hand():
         ],
         "throughput": [timed_burst([0.5, 0.3], elapsed_s=1.7, core_wait_s=0.06)],
     }
-    row = timing_metrics(bursts)
+    row = timing_metrics(bursts, threads=1)
     assert (row["latency_ms_p50"], row["latency_ms_min"]) == pytest.approx((20, 10))
     assert row["latency_ms_p95"] == pytest.approx(33 + 0.6 * 3)
     assert row["throughput"] == pytest.approx(32 / 0.3)

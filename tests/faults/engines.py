@@ -315,6 +315,13 @@ FAULTS = (
         tests="tests/test_busy_machine.py -k withheld",
     ),
     Fault(
+        name="the CPU time of several threads hides that one was interrupted",
+        file="engines/latency.py",
+        old="    if threads == 1:\n        return max",
+        new="    if threads >= 1:\n        return max",
+        tests="tests/test_busy_machine.py -k single_thread",
+    ),
+    Fault(
         name="work of other processes is not noticed",
         file="engines/latency.py",
         old='is_steady(row["spread"], row["core_wait"], row["other_load"])',
