@@ -50,7 +50,7 @@ from engines.file_scoring import (
     text_error,
 )
 from runtime.command_line import ArgumentParser, directory_errors, file_errors
-from runtime.errors import UserError, check_installed
+from runtime.errors import UserError, check_installed, escape_unprintable
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import start_logging
 
@@ -403,7 +403,8 @@ def label_texts(options: argparse.Namespace) -> int:
         if classifier.multi_label:
             label = LABEL_SEPARATOR.join(label) or "-"
         scores = [f"{name}={score:.3f}" for name, score in answer["scores"].items()]
-        print(label, " ".join(scores), " ".join(text.split()), sep="\t", flush=True)
+        cells = (label, " ".join(scores), " ".join(text.split()))
+        print(*map(escape_unprintable, cells), sep="\t", flush=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from compression_config import Options
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
-from runtime.errors import ErrorCollector, check_versions
+from runtime.errors import ErrorCollector, check_versions, escape_unprintable
 from runtime.exit_codes import CommandContext, run_command
 from runtime.logs import log_to_files, set_up_process, start_logging
 
@@ -76,7 +76,7 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
     print(text_table(rows))
     rejections = rejection_lines(experiments)
     for line in rejections:
-        print(f"main.py: {line}", file=sys.stderr)
+        print(f"main.py: {escape_unprintable(line)}", file=sys.stderr)
     return 3 if rejections else 0
 
 

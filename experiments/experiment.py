@@ -38,7 +38,7 @@ from runtime.artifacts import (
 )
 from runtime.command_line import command_line, read_config_file, write_config_file
 from runtime.distributed import broadcast_from_main, is_main_process, join_processes
-from runtime.errors import UserError
+from runtime.errors import UserError, escape_unprintable
 from runtime.files import file_sha256, json_digest, link_or_copy, write_json
 from runtime.logs import RunLog
 from runtime.machine import machine_description
@@ -318,7 +318,7 @@ class Experiment:
             self.options.dataset_path,
             self.corpus.text_column,
             ", ".join(map(repr, self.corpus.label_columns)),
-            "/".join(self.task.labels),
+            escape_unprintable("/".join(self.task.labels)),
             audit_table(self.audit),
         )
 

@@ -40,6 +40,7 @@ from runtime.distributed import (
     process_count,
     wait_for_everyone,
 )
+from runtime.errors import escape_unprintable
 from runtime.files import json_digest, link_tree
 from task import Task
 from trainer import reporting
@@ -337,7 +338,9 @@ class StageRunner:
             log.info("%s: macro-F1 %.4f, %.2f MB", name, row["macro_f1"], row["size_mb"])
             if "never_predicted" in row and not step.is_retrained:
                 log.warning(
-                    "note: %s never predicts %s on the test split", name, row["never_predicted"]
+                    "note: %s never predicts %s on the test split",
+                    name,
+                    escape_unprintable(row["never_predicted"]),
                 )
             if step.stage.role is Role.FORMAT:
                 row |= self.difference_from_parent(name, step.compared_with)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from runtime.errors import JOINERS
+
 Cells = list[list[str]]  # lines of a table; the first contains the headings
 
-JOINERS = "\u200c\u200d"  # not printable, but part of words in several scripts
 REPLACEMENT = "\ufffd"
 # characters that Markdown or HTML may interpret, and the dot of `www.`, which becomes a link
 ACTIVE_CHARACTERS = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:$]|(?<=www)\.)", re.IGNORECASE)
@@ -25,6 +26,11 @@ def one_line(text: Any) -> str:
 def escape_markdown(text: Any) -> str:
     """A text from outside as Markdown that renders as this text."""
     return ACTIVE_CHARACTERS.sub(r"\\\1", one_line(text))
+
+
+def markdown_cell(text: str) -> str:
+    """A table cell from a file, without characters that end the cell, or start HTML or a link."""
+    return one_line(text).replace("|", "\\|").replace("<", "\\<").replace("](", "]\\(")
 
 
 def code_block(language: str, text: str) -> str:

@@ -19,6 +19,7 @@ from compression_config import PIPELINES
 from reporting.markdown import code_block, escape_markdown, markdown_from_cells, one_line
 from reporting.results import Row, difference_cell, speedup_cell
 from reporting.snippets import engines_of, snippets_of, weights_file
+from runtime.errors import escape_unprintable
 
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -102,7 +103,7 @@ def card_metadata(rows: list[Row], options: dict[str, Any], name: str) -> ModelC
         base_model=base_models(options) or None,
         metrics=["f1", "accuracy"],
         tags=tags,
-        model_name=name if results else None,
+        model_name=one_line(name) if results else None,
         eval_results=results or None,
     )
 
@@ -235,7 +236,7 @@ def write_card(
         repeat=escape_markdown(teacher.get("repeat", "")),
         snippets=snippets_of(directory, rows, multi_label=multi_label),
         has_thresholds=any(row.get("thresholds") for row in rows),
-        command=code_block("bash", about["command"]),
+        command=code_block("bash", escape_unprintable(about["command"])),
         versions=one_line(", ".join(versions)),
     )
     card.content = card.content.rstrip("\n") + "\n"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reporting.markdown import Cells, markdown_from_cells
-from runtime.errors import UserError
+from reporting.markdown import Cells, markdown_cell, markdown_from_cells
+from runtime.errors import UserError, escape_unprintable
 from runtime.files import RECORD_NAME, REPORTS_KEY, file_sha256, read_json
 
 RESULTS = "results_final"  # file name without suffix: the rows of a run
@@ -130,6 +130,7 @@ def text_table(rows: list[Row]) -> str:
 
 def aligned_table(lines: Cells) -> str:
     """Cells as text: the first column left-aligned, the others right-aligned."""
+    lines = [list(map(escape_unprintable, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = []
     for line in lines:
@@ -143,7 +144,8 @@ def aligned_table(lines: Cells) -> str:
 
 def markdown_table(rows: list[Row]) -> str:
     """The headline rows as a Markdown table."""
-    return markdown_from_cells(table_cells(rows))
+    lines = [list(map(markdown_cell, cells)) for cells in table_cells(rows)]
+    return markdown_from_cells(lines)
 
 
 def latex_table(rows: list[Row]) -> str:
@@ -165,9 +167,20 @@ def latex_table(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
+LATEX_ESCAPES = str.maketrans(
+    {
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+    }
+)
+
+
 def escape_latex(cell: str) -> str:
-    """A cell as LaTeX source."""
-    return cell.replace("+-", "$\\pm$").replace("_", "\\_").replace("%", "\\%")
+    """A cell as LaTeX source, in which no character is a command."""
+    escaped = escape_unprintable(cell).translate(LATEX_ESCAPES)
+    return escaped.replace("+-", "$\\pm$")
 
 
 TABLE_FORMATS = {"text": text_table, "markdown": markdown_table, "latex": latex_table}

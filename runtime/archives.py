@@ -36,10 +36,17 @@ def archive_path(directory: Path) -> Path:
 
 
 def write_archive(directory: Path) -> Path:
-    """Write `<directory>.tar.zst` of every file in `directory`, atomically; returns its path."""
+    """Write `<directory>.tar.zst` of every file in `directory`, atomically; returns its path.
+
+    All entries are plain files below the name of the directory. ValueError for a link, which could
+    bring a file from elsewhere into the archive.
+    """
     path = archive_path(directory)
     partial = path.with_name(f"{path.name}.partial")
     files = sorted(file for file in directory.rglob("*") if file.is_file())
+    links = [file for file in directory.rglob("*") if file.is_symlink()]
+    if links:
+        raise ValueError(f"{links[0]} is a link and cannot be archived")
     try:
         with partial.open("wb") as target:
             write_tar_zst(files, directory.parent, target)

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+JOINERS = "\u200c\u200d"  # not printable, but part of words in several scripts
+
 MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0)}
 
 
@@ -24,9 +26,18 @@ class UserError(Exception):
         return 2
 
 
-def escape_unprintable(text: str) -> str:
-    """The text with control characters and lone surrogates as escapes, such as `\\x1b`."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def escape_unprintable(text: str, keep: str = "") -> str:
+    """The text with unprintable characters as escapes, such as `\\x1b`, for every output that
+    people read.
+
+    Those are control characters, characters that reorder the text around them, and lone
+    surrogates. Zero-width joiners and the characters in `keep` are kept.
+    """
+    characters = []
+    for char in text:
+        is_kept = char.isprintable() or char in JOINERS or char in keep
+        characters.append(char if is_kept else repr(char)[1:-1])
+    return "".join(characters)
 
 
 class ErrorCollector:

@@ -17,7 +17,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from runtime.distributed import is_main_process
-from runtime.errors import UserError
+from runtime.errors import UserError, escape_unprintable
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("corpus", "encoders", "engines", "experiments", "reporting", "runtime")
@@ -25,7 +25,6 @@ OUR_LOGGERS = ("__main__", *PACKAGES, *(path.stem for path in ROOT.glob("*.py"))
 LIBRARY_LOGGERS = ("transformers", "datasets", "huggingface_hub")  # they install handlers
 NOISY_LOGGERS = ("torch.utils._pytree",)  # warns about torchao's own code at each import
 BAR_INTERVAL_IN_FILES_S = "10"  # between two states of a bar if stderr is a file or a pipe
-JOINERS = "\u200c\u200d"  # zero-width joiners are part of words in several scripts
 
 
 class EscapingFormatter(logging.Formatter):
@@ -33,11 +32,7 @@ class EscapingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line with unprintable characters as escapes."""
-        escaped = []
-        for char in super().format(record):
-            is_allowed = char.isprintable() or char == "\n" or char in JOINERS
-            escaped.append(char if is_allowed else repr(char)[1:-1])
-        return "".join(escaped)
+        return escape_unprintable(super().format(record), keep="\n")
 
 
 class ProgressBarHandler(logging.Handler):

@@ -4,6 +4,34 @@ from faults.fault import Fault
 
 FAULTS = (
     Fault(
+        name="a table prints control characters",
+        file="reporting/results.py",
+        old="    lines = [list(map(escape_unprintable, line)) for line in lines]\n",
+        new="",
+        tests="tests/test_escaping.py -k 'aligned or strangers_results'",
+    ),
+    Fault(
+        name="a label of a served model controls the terminal",
+        file="inference.py",
+        old="print(*map(escape_unprintable, cells)",
+        new="print(*cells",
+        tests="tests/test_escaping.py -k labels",
+    ),
+    Fault(
+        name="an archive follows links",
+        file="runtime/archives.py",
+        old="    if links:\n",
+        new="    if False:\n",
+        tests="tests/test_escaping.py -k link",
+    ),
+    Fault(
+        name="LaTeX commands of a stranger's results",
+        file="reporting/results.py",
+        old='"\\\\": "\\\\textbackslash{}",',
+        new="",
+        tests="tests/test_escaping.py -k latex",
+    ),
+    Fault(
         name="report prints results that were changed",
         file="reporting/results.py",
         old="            check_unchanged(path)\n",
