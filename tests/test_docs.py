@@ -47,6 +47,7 @@ DOCS = {
     "pruning",
     "quantization",
     "report",
+    "security",
     "log",
 }
 MOST = {
