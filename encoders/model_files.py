@@ -183,3 +183,24 @@ def check_model_files(directory: Path) -> None:
     for path in weight_files(directory):
         check_weight_file(path)
     check_vocabulary_files(directory)
+
+
+def check_served_tokenizer(directory: Path, tokenizer: Any, config: dict[str, Any]) -> None:
+    """Refuse a `tokenizers.Tokenizer` that does not belong to the model in `directory`.
+
+    `config` is the content of tokenizer_config.json; only `pad_token` is read.
+    """
+    pad_token = config.get("pad_token")
+    if isinstance(pad_token, dict):
+        pad_token = pad_token.get("content")
+    if not isinstance(pad_token, str) or tokenizer.token_to_id(pad_token) is None:
+        raise UnusableModel(
+            'its tokenizer has no padding token; name one as "pad_token" in tokenizer_config.json'
+        )
+    count = tokenizer.get_vocab_size()
+    rows = read_object(directory / "config.json").get("vocab_size")
+    if isinstance(rows, int) and count > rows:
+        raise UnusableModel(
+            f"its tokenizer has {count} tokens, and its embedding only {rows} rows; add the "
+            "tokenizer files of the same model"
+        )

@@ -88,6 +88,16 @@ def check_directory(spec: str, flag: str) -> None:
         check_model_files(directory)
     except UnusableModel as error:
         raise UserError(f"{flag} is {spec}, but {error}") from None
+    except OSError as error:
+        raise UserError(f"{flag} is {spec}, but it cannot be read: {error.strerror}") from None
+
+
+def is_on_disk(spec: str, flag: str) -> bool:
+    """Whether `spec` is a path that exists; UserError if the system cannot tell."""
+    try:
+        return Path(spec).exists()
+    except OSError as error:
+        raise UserError(f"{flag} is {spec}, but it cannot be read: {error.strerror}") from None
 
 
 def check_spec(spec: str, flag: str) -> None:
@@ -103,7 +113,7 @@ def check_spec(spec: str, flag: str) -> None:
             raise UserError(
                 f"{flag} is {spec}, but only --student_path takes teacher:N or teacher:0,2,5"
             )
-    elif Path(spec).exists():
+    elif is_on_disk(spec, flag):
         check_directory(spec, flag)
     elif Path(spec).is_absolute() or spec.count("/") > 1:  # not a hub name
         raise UserError(f"{flag} is {spec}, but there is no such directory")

@@ -308,11 +308,12 @@ def load_torch(
 ) -> Engine:
     """Load any checkpoint that plain `from_pretrained` supports: fp32, fp16, int8, NF4.
 
-    UnusableModel if a weight is missing.
+    UnusableModel if a weight is missing, or if the tokenizer is not that of the model.
     """
     import torch
 
     from encoders.loading import load_weights
+    from encoders.model_files import check_served_tokenizer
     from encoders.saved_models import load_saved_tokenizer
 
     if threads is not None:
@@ -320,6 +321,8 @@ def load_torch(
     model, _ = load_weights(str(model_dir), allow_new_head=False, device_map=device)
     model.eval()
     tokenizer = load_saved_tokenizer(model_dir)
+    names = {"pad_token": tokenizer.pad_token}
+    check_served_tokenizer(model_dir, tokenizer.backend_tokenizer, names)
     tokenize = make_tokenize(tokenizer.backend_tokenizer, max_length, tokenizer.truncation_side)
 
     def forward(batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -441,11 +444,17 @@ LOADERS: dict[str, Callable[[Path, str, int, int | None, str], Engine]] = {
 
 
 def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Callable]:
-    """`tokenize` and `collate` of an `Engine`, from tokenizer.json and tokenizer_config.json."""
+    """`tokenize` and `collate` of an `Engine`, from tokenizer.json and tokenizer_config.json.
+
+    UnusableModel if the tokenizer is not that of the model.
+    """
     from tokenizers import Tokenizer
+
+    from encoders.model_files import check_served_tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(model_dir) / "tokenizer.json"))
     config = read_tokenizer_config(model_dir)
+    check_served_tokenizer(Path(model_dir), tokenizer, config)
     tokenize = make_tokenize(tokenizer, max_length, config.get("truncation_side", "right"))
     pad_id = tokenizer.token_to_id(pad_token(config))
     return tokenize, make_collate(pad_id)

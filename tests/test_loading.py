@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,9 @@ import inference
 from compression_config import Options
 from encoders.model_files import UnusableModel
 from encoders.pretrained import check_tokenizer, load_pretrained
+from encoders.specs import check_spec
 from engines.classifier import read_labels
-from engines.engine import load_engine, predict_logits
+from engines.engine import load_engine, predict_logits, read_tokenizer
 from experiments.checks import check_runs
 from runtime.errors import UserError
 from task import Task
@@ -297,6 +299,25 @@ def test_a_student_that_cannot_be_read_completely_is_refused_before_training(dam
     assert line.startswith(f"--student_path is {model_dir}, ")
 
 
+def test_a_directory_that_the_user_may_not_read_is_refused(model_dir):
+    model_dir.parent.chmod(0)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:  # nothing is forbidden to it
+            os.seteuid(65534)
+        with pytest.raises(UserError, match="cannot be read: Permission denied"):
+            check_spec(str(model_dir), "--teacher_path")
+    finally:
+        if is_root:
+            os.seteuid(0)
+        model_dir.parent.chmod(0o700)
+
+
+def test_a_path_that_is_too_long_is_refused():
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        check_spec("a" * 5000, "--teacher_path")
+
+
 def test_an_intact_model_passes(intact):
     check_run(teacher_path=str(intact), student_path=str(intact))
 
@@ -509,6 +530,15 @@ def test_a_model_with_random_weights_is_never_timed(damage, model_dir, capsys):
     assert benchmark.main([str(model_dir), "--max_length", "64"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"benchmark.py: error: DIR is {model_dir}, but ") and said in line
+
+
+@pytest.mark.parametrize("damage", [no_padding_token, ids_beyond_the_embedding])
+def test_a_model_with_another_tokenizer_is_never_served(damage, model_dir):
+    damage(model_dir)
+    with pytest.raises(UnusableModel, match="its tokenizer has"):
+        read_tokenizer(model_dir, MAX_LENGTH)
+    with pytest.raises(UserError, match="--engine is torch, but .* its tokenizer has"):
+        inference.load(model_dir, "torch", threads=1)
 
 
 def test_a_model_without_a_head_is_never_served(model_dir):
