@@ -45,7 +45,7 @@ REFUSED = {  # family -> why a stage fails or answers wrongly
 
 
 def check_family(config: dict[str, Any]) -> None:
-    """Refuse a config.json of another family, or with positions that transformers ignores."""
+    """Refuse a config.json of another family, or with other positions than absolute ones."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UnusableModel("its config.json names no model_type")
@@ -55,8 +55,13 @@ def check_family(config: dict[str, Any]) -> None:
             f"it is a {model_type} model, which is not supported ({reason}); supported are "
             f"{', '.join(SUPPORTED)}"
         )
+    check_positions(config)
+
+
+def check_positions(config: dict[str, Any]) -> None:
+    """Refuse a config.json with positions that transformers ignores."""
     positions = config.get("position_embedding_type", "absolute")
-    if positions not in ("absolute", None):
+    if str(positions).startswith("relative_key"):
         raise UnusableModel(
             f"its config.json has the position_embedding_type {positions}, which transformers no "
             "longer computes; use an encoder with absolute positions"

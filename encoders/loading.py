@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from encoders.family_table import check_positions
 from encoders.model_files import COUNTERS, UnusableModel
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def load_weights(
         model, info = call_from_pretrained(spec, arguments | {"key_mapping": renaming})
         removed = " and ".join(pattern_text(pattern) for pattern in renaming)
         log_once(f"the tensor names in {spec} are read without {removed}, which a wrapper added")
+    check_positions(model.config.to_dict())
     new_names = check_tensors(model, info, allow_new_head=allow_new_head)
     check_finite(model)
     return model, new_names

@@ -516,7 +516,14 @@ def test_a_teacher_that_is_not_finished_is_refused_with_0_epochs(damage, model_d
 # Served folders
 
 
-@pytest.mark.parametrize("damage", [foreign_names, fewer_layers, missing_tensor, not_a_number])
+def other_positions(directory: Path) -> str:
+    change_config(directory, position_embedding_type="relative_key")
+    return "the position_embedding_type relative_key"
+
+
+@pytest.mark.parametrize(
+    "damage", [foreign_names, fewer_layers, missing_tensor, not_a_number, other_positions]
+)
 def test_a_model_with_random_weights_is_never_served(damage, model_dir):
     said = damage(model_dir)
     with pytest.raises(UserError, match="--engine is torch, but it failed to load") as raised:
