@@ -20,6 +20,7 @@ from compression_config import Options
 from encoders.model_files import UnusableModel
 from encoders.pretrained import check_tokenizer, load_pretrained
 from encoders.specs import check_spec
+from encoders.start import save_model
 from engines.classifier import read_labels
 from engines.engine import load_engine, predict_logits, read_tokenizer
 from experiments.checks import check_runs
@@ -375,6 +376,28 @@ def test_a_wrapper_prefix_is_removed_with_a_note(wrap, removed, intact, model_di
         assert np.array_equal(logits_of(model_dir), logits_of(intact))
     (note,) = [line for line in caplog.messages if line.startswith("note: ")]
     assert f"are read without {removed}" in note
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: name.replace("bert.", "bert._orig_mod."),
+        lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ),
+        lambda name: name.removeprefix("bert."),
+    ],
+    ids=["module", "compiled", "gamma and beta", "base model"],
+)
+def test_a_model_is_saved_under_the_names_of_its_family(rename, intact, model_dir, tmp_path):
+    rename_weights(model_dir, rename)
+    model, tokenizer = load_pretrained(str(model_dir), "--teacher_path", TASK, MAX_LENGTH)
+    save_model(model, tokenizer, tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    expected = load_file(intact / "model.safetensors")
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
 def test_weights_of_a_language_model_or_a_base_model_are_complete(intact, model_dir):

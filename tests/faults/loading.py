@@ -43,6 +43,13 @@ FAULTS = (
         raises="UnusableModel",
     ),
     Fault(
+        name="a model is saved under the names of its file",
+        file="encoders/loading.py",
+        old="    model._weight_conversions = []\n",
+        new="",
+        tests=f"{LOADING} -k saved_under",
+    ),
+    Fault(
         name="the student is not loaded before the teacher is trained",
         file="encoders/start.py",
         old="    load_pretrained(spec, flag, task, max_length, is_finished=is_finished)",
