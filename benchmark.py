@@ -5,6 +5,11 @@ All formats of all directories are measured interleaved (engines/latency.py), on
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a while
+    from runtime.terminal import prepare_terminal
+
+    prepare_terminal("benchmark.py")
+
 import argparse
 import sys
 from collections.abc import Callable
@@ -20,9 +25,10 @@ from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
 from reporting.results import aligned_table
 from runtime.command_line import ArgumentParser, convert
 from runtime.errors import UserError
-from runtime.exit_codes import CommandContext, run_command
+from runtime.exit_codes import run_command
 from runtime.logs import set_up_process
 from runtime.machine import machine_description
+from runtime.terminal import CommandContext
 
 SENTENCES = (
     "It rained.",

@@ -7,6 +7,11 @@ and the number of threads are the fastest on this machine by measurement.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a while
+    from runtime.terminal import prepare_terminal
+
+    prepare_terminal("inference.py")
+
 import argparse
 import logging
 import os
@@ -51,8 +56,9 @@ from engines.file_scoring import (
 )
 from runtime.command_line import ArgumentParser, directory_errors, file_errors
 from runtime.errors import UserError, check_installed, escape_unprintable
-from runtime.exit_codes import CommandContext, run_command
+from runtime.exit_codes import run_command
 from runtime.logs import start_logging
+from runtime.terminal import CommandContext
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a while
+    from runtime.terminal import prepare_terminal
+
+    prepare_terminal("main.py")
+
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -13,8 +18,9 @@ from compression_config import Options
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
 from runtime.errors import ErrorCollector, check_versions, escape_unprintable
-from runtime.exit_codes import CommandContext, run_command
+from runtime.exit_codes import run_command
 from runtime.logs import log_to_files, set_up_process, start_logging
+from runtime.terminal import CommandContext
 
 if TYPE_CHECKING:
     from corpus.columns import LabeledCorpus
@@ -62,6 +68,7 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
         from reporting.results import text_table
 
         with open_experiments(expand_runs(options), corpus, run_log) as experiments:
+            context.log_files = [experiment.log_path for experiment in experiments]
             if options.audit:
                 if is_main_process():
                     print(audit_table(experiments[0].audit))
@@ -71,6 +78,7 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
             if not is_main_process():
                 return 0
             results = finish_experiments(experiments)
+            context.results = str(experiments[0].artifact)
             rows = write_ablation(experiments, results) if options.run_ablation else results[0]
 
     print(text_table(rows))

@@ -6,13 +6,19 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a while
+    from runtime.terminal import prepare_terminal
+
+    prepare_terminal("report.py")
+
 import sys
 from pathlib import Path
 
 from reporting.results import TABLE_FORMATS, read_rows
 from reporting.run_page import write_comparison
 from runtime.command_line import ArgumentParser
-from runtime.exit_codes import CommandContext, run_command
+from runtime.exit_codes import run_command
+from runtime.terminal import CommandContext
 
 
 def build_parser() -> ArgumentParser:

@@ -18,13 +18,13 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from compression_config import Options
 from data import token_lengths
-from runtime.checkpoints import CHECKPOINTS
-from runtime.distributed import is_true_anywhere, process_count
+from runtime.checkpoints import CHECKPOINTS, seal
+from runtime.distributed import is_true_anywhere, process_count, wait_for_everyone
 from runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,16 @@ class ClassifierTrainer(Trainer):
         if self.live_loss and model.training:
             loss = loss + self.live_loss(inputs)
         return (loss, outputs) if return_outputs else loss
+
+
+class CheckpointSealer(TrainerCallback):
+    """Lists the files of each checkpoint when all processes have written theirs."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal the checkpoint that was just saved."""
+        wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class EpochLogger(ProgressCallback):

@@ -39,16 +39,18 @@ from metrics import macro_f1, tune_thresholds
 from runtime.checkpoints import (
     CHECKPOINTS,
     best_checkpoint,
+    delete_unusable,
     epoch_history,
     is_finished,
     last_checkpoint,
-    read_state,
+    read_trainer_state,
 )
 from runtime.distributed import broadcast_from_main, is_main_process, wait_for_everyone
 from runtime.files import HISTORY_NAME, write_json
 from runtime.finite import TRAINING_ADVICE, check_logits
 from task import Task, decide, probabilities
 from trainer import (
+    CheckpointSealer,
     ClassifierTrainer,
     EpochLogger,
     LiveLoss,
@@ -102,6 +104,7 @@ def train_(
     Resumes from the checkpoints in `work_dir`. `live_loss` is added to `loss` in training only.
     Returns the Trainer's log; `history.json` in `work_dir` has the metrics of each epoch.
     """
+    broadcast_from_main(partial(delete_unusable, work_dir / CHECKPOINTS))
     train_tokens, validation_tokens = tokenized_splits(
         splits, tokenizer, work_dir, settings.max_length
     )
@@ -120,6 +123,7 @@ def train_(
     trainer.remove_callback(ProgressCallback)
     epoch_logger = EpochLogger()
     trainer.add_callback(epoch_logger)
+    trainer.add_callback(CheckpointSealer())
     last = last_checkpoint(work_dir / CHECKPOINTS)
     log.debug(
         "%d training and %d validation rows, learning rate %g, %s on %s, checkpoint: %s",
@@ -138,7 +142,7 @@ def train_(
         wait_for_everyone()
         last = last_checkpoint(work_dir / CHECKPOINTS)
     load_model(model, best_checkpoint(last) / "model.safetensors")
-    state = read_state(last)
+    state = read_trainer_state(last)
     if is_main_process():
         write_json(work_dir / HISTORY_NAME, epoch_history(state))
     return state["log_history"]

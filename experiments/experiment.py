@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -36,10 +38,16 @@ from runtime.artifacts import (
     source_hash,
     write_record,
 )
-from runtime.command_line import command_line, read_config_file, write_config_file
+from runtime.command_line import (
+    MAX_DEFAULT_NAME_BYTES,
+    command_line,
+    config_text,
+    read_config_file,
+    read_yaml,
+)
 from runtime.distributed import broadcast_from_main, is_main_process, join_processes
 from runtime.errors import UserError, escape_unprintable
-from runtime.files import file_sha256, json_digest, link_or_copy, write_json
+from runtime.files import atomic_write, delete, file_sha256, json_digest, link_or_copy, read_state
 from runtime.logs import RunLog
 from runtime.machine import machine_description
 from runtime.worker import measuring_process
@@ -48,6 +56,8 @@ from task import Task
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+MAX_STEM_BYTES = MAX_DEFAULT_NAME_BYTES - 30  # the pipeline and the digest are at most 22
 
 METRICS_WITH_INTERVAL = ("macro_f1", "accuracy", "delta_macro_f1", "parent_delta_macro_f1")
 
@@ -226,13 +236,14 @@ def prefix_pipelines(experiments: list[Experiment], lines: list[list[str]]) -> l
 
 
 def safe_stem(path: str) -> str:
-    """A file's name without suffixes and without characters that are special in a shell."""
+    """A file's name without suffixes and without characters that are special in a shell, cut to
+    MAX_STEM_BYTES."""
     stem = Path(path).name.split(".")[0]
     safe = []
     for char in stem:
         is_safe = char.isalnum() or char == "-" or (char > "\x7f" and not char.isspace())
         safe.append(char if is_safe else "_")
-    return "".join(safe)
+    return os.fsencode("".join(safe))[:MAX_STEM_BYTES].decode(errors="ignore")
 
 
 def link_formats(formats: list[ModelFormat], target: Path) -> None:
@@ -295,19 +306,37 @@ class Experiment:
         options."""
         config = self.directory / "config.yaml"
         now = reproducible_options(self.options)
-        if config.is_file() and not self.options.overwrite:
+        if not self.options.overwrite and read_state(config, read_yaml) is not None:
+            self.check_same_options(config, now)
+        for runner in self.runners:
+            runner.write_splits()
+        for path, content in (
+            (config, config_text(now)),
+            (self.directory / "audit.json", json.dumps(self.audit, indent=1, ensure_ascii=False)),
+        ):
+            if path.is_dir():
+                delete(path)
+            atomic_write(path, content)
+
+    def check_same_options(self, config: Path, now: dict[str, Any]) -> None:
+        """UserError if the run that wrote `config` had other options.
+
+        A file that has only the beginning of what this run writes was cut, by a full disk or a
+        power cut.
+        """
+        if config_text(now).startswith(config.read_text(encoding="utf-8")):
+            return
+        try:
             # options that were added since the file was written have their defaults
             before = reproducible_options(Options()) | read_config_file(config)
             differing = differences(before, now)
-            if differing:
-                raise UserError(
-                    f"--experiment {self.options.experiment} already exists with other options "
-                    f"({differing}); give another name, or --overwrite"
-                )
-        for runner in self.runners:
-            runner.write_splits()
-        write_config_file(config, now)
-        write_json(self.directory / "audit.json", self.audit)
+        except UserError as error:
+            differing = "; ".join(error.lines)
+        if differing:
+            raise UserError(
+                f"--experiment {self.options.experiment} already exists with other options "
+                f"({differing}); give another name, or --overwrite"
+            )
 
     def log_audit(self) -> None:
         """Log what was read and found, unless the run prints it."""
@@ -360,7 +389,7 @@ class Experiment:
     def write_artifact(self, rows: list[Row]) -> None:
         """Write the first repeat's final model and the results into `compressed_models/<name>/`."""
         first = self.runners[0]
-        archive_path(self.artifact).unlink(missing_ok=True)
+        delete(archive_path(self.artifact))
         with atomic_directory(self.artifact, "new") as partial:
             formats = first.accepted_formats()
             link_formats(formats, partial)

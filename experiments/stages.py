@@ -26,6 +26,7 @@ from experiments.evaluation_cache import EvaluationCache
 from experiments.plan import TRAIN_AND_VALIDATION, Role, Rows, Step, final_rows, plan
 from runtime.artifacts import (
     find_finished,
+    link_finished,
     measure_cost,
     publish_if_finished,
     read_record,
@@ -41,7 +42,7 @@ from runtime.distributed import (
     wait_for_everyone,
 )
 from runtime.errors import escape_unprintable
-from runtime.files import json_digest, link_tree
+from runtime.files import delete, json_digest, make_directory
 from task import Task
 from trainer import reporting
 
@@ -165,7 +166,7 @@ class StageRunner:
 
         `make` writes into the directory that it is given, and returns what that cost.
         """
-        finished = broadcast_from_main(partial(self.find_or_publish, target, fingerprint))
+        finished = broadcast_from_main(partial(self.find_or_copy, target, fingerprint))
         if finished is None:
             log.info("stage %s: %s (from %s)", name, description, parent or "the training split")
             log.debug("stage %s: no finished directory has the fingerprint %s", name, fingerprint)
@@ -177,14 +178,11 @@ class StageRunner:
                     write_record(out_dir, **entries, **record, **cost)
             return False
         log.info("stage %s: reused from %s: %s", name, finished, description)
-        if finished != target:
-            with write_together(target, fingerprint) as out_dir:
-                if is_main_process():
-                    link_tree(finished, out_dir)
         return True
 
-    def find_or_publish(self, target: Path, fingerprint: str) -> Path | None:
-        """A finished directory with this fingerprint, in `target` or another experiment.
+    def find_or_copy(self, target: Path, fingerprint: str) -> Path | None:
+        """The finished directory with this fingerprint that is now in `target`: it was there, or
+        in another experiment; None if there is none.
 
         A directory that a run had finished when it was killed is published first.
         """
@@ -192,7 +190,10 @@ class StageRunner:
         directories = [target, self.models]
         if self.options.reuse:
             directories.append(Path(self.options.reuse))
-        return find_finished(directories, fingerprint)
+        finished = find_finished(directories, fingerprint)
+        if finished in (None, target) or link_finished(finished, target, fingerprint):
+            return finished
+        return None
 
     def fingerprint(self, step: Step) -> str:
         """A digest of everything that determines the step's result."""
@@ -222,10 +223,13 @@ class StageRunner:
     def write_splits(self) -> None:
         """Write the rows of every split with their ids, and the unlabeled texts."""
         directory = self.directory / "splits"
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         for name, split in self.splits.items():
-            pq.write_table(split.data.table, directory / f"{name}.parquet")
+            path = directory / f"{name}.parquet"
+            delete(path)
+            pq.write_table(split.data.table, path)
         if self.has_unlabeled:
+            delete(directory / UNLABELED)
             write_unlabeled(
                 self.options.unlabeled_path,
                 self.options.text_column,

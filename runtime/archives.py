@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from runtime.files import delete, replace_durably
+
 ZSTD_LEVEL = 9
 FILE_MODE = 0o644
 
@@ -43,6 +45,7 @@ def write_archive(directory: Path) -> Path:
     """
     path = archive_path(directory)
     partial = path.with_name(f"{path.name}.partial")
+    delete(partial)
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     links = [file for file in directory.rglob("*") if file.is_symlink()]
     if links:
@@ -50,7 +53,7 @@ def write_archive(directory: Path) -> Path:
     try:
         with partial.open("wb") as target:
             write_tar_zst(files, directory.parent, target)
-        partial.replace(path)
+        replace_durably(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -7,13 +7,14 @@ fingerprint is hard-linked instead of recomputed.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,24 @@ from runtime.files import (
     HISTORY_NAME,
     RECORD_NAME,
     REPORTS_KEY,
+    delete,
     file_sha256,
     files_named,
+    flush_to_disk,
+    flush_tree_to_disk,
     follow_umask,
     json_digest,
+    link_tree,
+    partial_paths,
     read_json,
+    read_state,
     write_json,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 METADATA_FILES = (  # they describe a model and are not part of it
     RECORD_NAME,
@@ -60,6 +69,8 @@ RECORDED_PACKAGES = (
     "nncf",
 )
 REPORT_FILES = ("results_final.csv", "results_final.json", "report.html", "README.md")
+RECORD_ENTRIES = {"fingerprint": str, "files": dict}
+COST_ENTRIES = ("seconds", "peak_memory_mb")  # the record of an artifact has none
 HASHED_ROWS = 10_000  # rows that are serialized at once
 MEMORY_SAMPLE_S = 0.05
 
@@ -85,10 +96,10 @@ def file_hashes(directory: Path) -> dict[str, str]:
 def model_hashes(directory: Path) -> dict[str, str]:
     """`file_hashes`; if the directory has a record, only of the files that the record lists."""
     hashes = file_hashes(directory)
-    if not (directory / RECORD_NAME).is_file():
+    record = read_state(directory / RECORD_NAME, read_record_file)
+    if record is None:
         return hashes
-    listed = read_record(directory).get("files", hashes)
-    return {name: value for name, value in hashes.items() if name in listed}
+    return {name: value for name, value in hashes.items() if name in record["files"]}
 
 
 def source_hash(spec: str) -> str:
@@ -107,8 +118,22 @@ def source_hash(spec: str) -> str:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The `stage.json` of a finished directory."""
-    return read_json(directory / RECORD_NAME)
+    """The `stage.json` of a finished directory; ValueError if it is damaged."""
+    return read_record_file(directory / RECORD_NAME)
+
+
+def read_record_file(path: Path) -> dict[str, Any]:
+    """A `stage.json`; ValueError if it is not a record of a finished directory."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    for name, kind in RECORD_ENTRIES.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"it has no valid {name!r}")
+    for name in COST_ENTRIES:
+        if name in record and not isinstance(record[name], int | float):
+            raise ValueError(f"it has no valid {name!r}")
+    return record
 
 
 def write_record(directory: Path, **entries: Any) -> None:
@@ -145,42 +170,61 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def is_intact(directory: Path, record: dict[str, Any]) -> bool:
-    """Whether every file that the record lists is present and unchanged."""
+def damaged_file(directory: Path, record: dict[str, Any]) -> Path | None:
+    """The first file of the record that is absent or changed; None if the directory is intact."""
     for name, expected in record["files"].items():
         path = directory / name
-        if not path.is_file() or file_sha256(path) != expected:
-            return False
-    return True
+        try:
+            is_unchanged = file_sha256(path) == expected
+        except OSError:
+            is_unchanged = False
+        if not is_unchanged:
+            return path
+    return None
+
+
+def is_finished(directory: Path, fingerprint: str, level: int) -> bool:
+    """Whether a directory is a finished, unchanged stage with this fingerprint.
+
+    A damaged record is named in a log line of this level; a damaged file of a stage with this
+    fingerprint in a warning.
+    """
+    record = read_state(directory / RECORD_NAME, read_record_file, level)
+    if record is None or record["fingerprint"] != fingerprint:
+        return False
+    damaged = damaged_file(directory, record)
+    if damaged is None:
+        return True
+    if directory.exists():  # otherwise another run has just replaced it
+        log.warning("%s is damaged: %s is not reused", damaged, directory)
+    return False
 
 
 def find_finished(directories: Iterable[Path], fingerprint: str) -> Path | None:
-    """A finished, unchanged directory with this fingerprint anywhere under `directories`."""
+    """A finished, unchanged directory with this fingerprint: one of `directories`, or anywhere
+    under them.
+
+    What is not a finished stage is skipped. So is what another run replaces in the meantime.
+    """
     for directory in directories:
+        if is_finished(directory, fingerprint, logging.WARNING):
+            return directory
         for path in files_named(directory, RECORD_NAME):
-            if path.parent.name.endswith(".partial"):
+            if path.parent == directory or path.parent.name.endswith(".partial"):
                 continue
-            with suppress(OSError, ValueError, KeyError):  # another run may be replacing it
-                record = read_record(path.parent)
-                if record["fingerprint"] == fingerprint and is_intact(path.parent, record):
-                    return path.parent
+            if is_finished(path.parent, fingerprint, logging.DEBUG):
+                return path.parent
     return None
 
 
 def clear_except_checkpoints(directory: Path) -> None:
     """Delete what a killed run left in `directory`, except its checkpoints."""
+    if not directory.is_dir():
+        delete(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
-        if path.name != CHECKPOINTS:
+        if path.name != CHECKPOINTS or not path.is_dir():
             delete(path)
-
-
-def delete(path: Path) -> None:
-    """Delete a file or a directory tree."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def partial_path(target: Path, fingerprint: str) -> Path:
@@ -189,22 +233,47 @@ def partial_path(target: Path, fingerprint: str) -> Path:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Rename a finished partial directory to `target`, replacing an older one."""
+    """Rename a finished partial directory to `target`, replacing an older one.
+
+    Its files are on the disk before, and its name after it.
+    """
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     follow_umask(partial)
+    flush_tree_to_disk(partial)
     old = partial_path(target, "old")
-    shutil.rmtree(old, ignore_errors=True)
+    delete(old)
     if target.exists():
         target.rename(old)
     partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    flush_to_disk(target.parent)
+    delete(old)
 
 
 def publish_if_finished(target: Path, fingerprint: str) -> None:
     """Publish a partial directory that a run had finished when it was killed."""
     partial = partial_path(target, fingerprint)
-    if (partial / RECORD_NAME).is_file() and is_intact(partial, read_record(partial)):
+    if is_finished(partial, fingerprint, logging.WARNING):
         publish(partial, target)
+
+
+def link_finished(source: Path, target: Path, fingerprint: str) -> bool:
+    """Make `target` a copy of a finished directory, with hard links where possible.
+
+    False, without a `target`, if another run replaces `source` in the meantime.
+    """
+    partial = partial_path(target, fingerprint)
+    clear_except_checkpoints(partial)
+    try:
+        link_tree(source, partial)
+    except FileNotFoundError:
+        return False
+    except shutil.Error as error:  # of several files
+        log.debug("%s cannot be copied: %s", source, error)
+        return False
+    if not is_finished(partial, fingerprint, logging.DEBUG):
+        return False
+    publish(partial, target)
+    return True
 
 
 @contextmanager
@@ -232,7 +301,7 @@ def write_together(target: Path, fingerprint: str) -> Iterator[Path]:
 
 def delete_partials(directory: Path) -> None:
     """Delete what killed runs left under `directory`."""
-    for path in list(directory.rglob("*.partial")):
+    for path in partial_paths(directory):
         delete(path)
 
 
@@ -240,7 +309,11 @@ def delete_partials(directory: Path) -> None:
 def exclusive_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory; UserError if another process holds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock", timeout=0)
+    path = directory / ".lock"
+    if path.is_dir():
+        log.warning("%s is a directory: it is deleted", path)
+        delete(path)
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:

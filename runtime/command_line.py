@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options
 from runtime.errors import UserError
-from runtime.files import atomic_write
 
 SEPARATOR = "--"  # argparse takes it for the end of the options, even as a value
 BOOLEANS = {"true": True, "false": False}
@@ -23,6 +22,12 @@ EXCLUDED_FROM_ABLATION = {
     "experiment": "each pipeline of an ablation is an experiment with its own name",
 }
 INPUT_FILES = ("dataset_path", "validation_path", "test_path", "unlabeled_path")
+
+MODELS = ("teacher_path", "student_path")
+OUTPUT_DIRECTORIES = ("models", "compressed_models")  # in --output_dir
+ARCHIVE_PARTIAL_SUFFIX = ".tar.zst.partial"  # the longest suffix of an experiment's name
+MAX_DEFAULT_NAME_BYTES = 150  # of an experiment that is named after its data set
+MAX_INNER_BYTES = 200  # of paths in an experiment's directory, such as those of checkpoints
 
 Entries = dict[str, str | list[str]]  # option name -> its value or values, as text
 
@@ -108,42 +113,59 @@ def convert_all(entries: Entries, errors: list[str]) -> dict[str, Any]:
     return values
 
 
-def config_entries(path: str | Path) -> Entries:
-    """The entries of a YAML file as text; UserError if it is not a mapping of options to values."""
+def read_yaml(path: Path) -> list[tuple[Any, Any]]:
+    """The (key, value) nodes of a YAML file, all values as text; ValueError if it is not a mapping
+    that can be read."""
     import yaml
 
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config is {path}, but it cannot be read as YAML: {reason}") from None
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"it cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError("it cannot be read as YAML: it is nested too deeply") from None
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"--config is {path}, but must contain lines such as `batch: 16`")
+        raise ValueError("it must contain lines such as `batch: 16`")
+    return node.value
+
+
+def config_entries(path: str | Path, source: str | None = None) -> Entries:
+    """The entries of a YAML file as text; UserError if it is not a mapping of options to values.
+
+    `source` is how errors name the file, by default as the value of `--config`.
+    """
+    from yaml import ScalarNode, SequenceNode
+
+    source = source or f"--config is {path}"
+    try:
+        nodes = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}, but {error}") from None
     entries: Entries = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"--config is {path}, but its keys must be names of options")
+    for key, value in nodes:
+        if not isinstance(key, ScalarNode):
+            raise UserError(f"{source}, but its keys must be names of options")
         if key.value in REMOVED:
-            check_removed(path, key.value, value.value)
+            check_removed(source, key.value, value.value)
             continue
         if key.value not in OPTIONS or key.value == "config":
-            raise UserError(f"--config is {path}, but {key.value!r} is not an option of that file")
+            raise UserError(f"{source}, but {key.value!r} is not an option of that file")
         if key.value in entries:
-            raise UserError(f"--config is {path}, but {key.value} is given twice")
+            raise UserError(f"{source}, but {key.value} is given twice")
         is_list = OPTIONS[key.value].is_list
-        parts = value.value if is_list and isinstance(value, yaml.SequenceNode) else [value]
-        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+        parts = value.value if is_list and isinstance(value, SequenceNode) else [value]
+        if not all(isinstance(part, ScalarNode) for part in parts):
             expected = "values" if is_list else "one value"
-            raise UserError(f"--config is {path}, but {key.value} must be {expected}")
+            raise UserError(f"{source}, but {key.value} must be {expected}")
         entries[key.value] = [part.value for part in parts] if is_list else value.value
     return entries
 
 
-def check_removed(path: str | Path, name: str, value: Any) -> None:
+def check_removed(source: str, name: str, value: Any) -> None:
     """Raise UserError if a file sets a removed option to anything other than its former default."""
     if value != REMOVED[name].default:
         replacement = REMOVED[name].replacement
-        raise UserError(f"--config is {path}, but --{name} was removed: {replacement}")
+        raise UserError(f"{source}, but --{name} was removed: {replacement}")
 
 
 def command_line(options: Options) -> str:
@@ -175,22 +197,35 @@ def option_table(group: str) -> str:
     return "\n".join(lines)
 
 
-def read_config_file(path: str | Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
     """A file that a run wrote, as plain JSON values."""
     errors: list[str] = []
-    values = convert_all(config_entries(path), errors)
+    values = convert_all(config_entries(path, str(path)), errors)
     if errors:
-        raise UserError(*(f"--config is {path}: {line}" for line in errors))
+        raise UserError(*(f"{path}: {line}" for line in errors))
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }
 
 
-def write_config_file(path: Path, record: dict[str, Any]) -> None:
-    """The YAML file that reproduces a run when given as `--config`."""
+def config_text(record: dict[str, Any]) -> str:
+    """The content of the YAML file that reproduces a run when given as `--config`."""
     import yaml
 
-    atomic_write(path, yaml.safe_dump(record, allow_unicode=True, sort_keys=False))
+    return yaml.safe_dump(record, allow_unicode=True, sort_keys=False)
+
+
+def path_error(flag: str, path: str | Path) -> str:
+    """Why the file system cannot look a path up, such as a name that is too long; "" if it can, or
+    if nothing is there."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return f"{flag} is {path}, but it cannot be used as a path: {reason}"
+    return ""
 
 
 def file_errors(flag: str, path: str | None) -> list[str]:
@@ -221,9 +256,46 @@ def unreadable_reason(path: str | Path) -> str:
 def directory_errors(flag: str, path: str | Path, directory: Path) -> list[str]:
     """Why nothing can be written into `directory`; empty if it can. `path` is the value of
     `flag`."""
-    if directory.is_dir() and os.access(directory, os.W_OK | os.X_OK):
+    if directory.is_dir() and os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         return []
     return [f"{flag} is {path}, but {directory} is not a writable directory"]
+
+
+def output_errors(options: Options) -> list[str]:
+    """Why the run cannot write into `--output_dir`, including names that would be too long."""
+    flag = "--output_dir"
+    error = path_error(flag, options.output_dir)
+    if error:
+        return [error]
+    output_dir = Path(options.output_dir).absolute()
+    existing = next(path for path in [output_dir, *output_dir.parents] if path.exists())
+    errors = directory_errors(flag, options.output_dir, existing)
+    for name in OUTPUT_DIRECTORIES:
+        for path in (output_dir / name, output_dir / name / (options.experiment or "")):
+            if os.path.lexists(path):
+                errors += directory_errors(flag, options.output_dir, path)
+    return list(dict.fromkeys(errors)) or length_errors(options, output_dir, existing)
+
+
+def length_errors(options: Options, output_dir: Path, existing: Path) -> list[str]:
+    """Names that the file system would refuse after training; `existing` is a directory on it."""
+    longest_name = os.pathconf(existing, "PC_NAME_MAX")
+    longest_path = os.pathconf(existing, "PC_PATH_MAX")
+    experiment_bytes = len(os.fsencode(options.experiment or ""))
+    allowed_bytes = longest_name - len(ARCHIVE_PARTIAL_SUFFIX)
+    if experiment_bytes > allowed_bytes:
+        return [
+            f"--experiment has {experiment_bytes} bytes, but must have at most {allowed_bytes}: "
+            "names of files are made of it"
+        ]
+    allowed_bytes = longest_path - (experiment_bytes or MAX_DEFAULT_NAME_BYTES) - MAX_INNER_BYTES
+    output_bytes = len(os.fsencode(output_dir))
+    if output_bytes > allowed_bytes:
+        return [
+            f"--output_dir has {output_bytes} bytes as an absolute path, but must have at most "
+            f"{allowed_bytes}: longer paths are made of it"
+        ]
+    return []
 
 
 def split_errors(options: Options) -> list[str]:
@@ -350,16 +422,21 @@ def ablation_errors(options: Options, given: Iterable[str]) -> list[str]:
     return errors
 
 
-def path_errors(options: Options) -> list[str]:
-    """What is wrong with files and directories, before anything is read."""
+def path_errors(options: Options, refused: Iterable[str] = ()) -> list[str]:
+    """What is wrong with files and directories, before anything is read.
+
+    Options that are `refused` already have their defaults, which nobody asked for.
+    """
     errors = []
     for name in INPUT_FILES:
-        errors += file_errors(f"--{name}", getattr(options, name))
-    if options.reuse and not Path(options.reuse).is_dir():
+        if name not in refused:
+            errors += file_errors(f"--{name}", getattr(options, name))
+    for name in MODELS:
+        if getattr(options, name) is not None:
+            errors.append(path_error(f"--{name}", getattr(options, name)))
+    if options.reuse and not os.path.isdir(options.reuse):
         errors.append(f"--reuse is {options.reuse}, but there is no such directory")
-    output_dir = Path(options.output_dir).absolute()
-    existing = next(path for path in [output_dir, *output_dir.parents] if path.exists())
-    return errors + directory_errors("--output_dir", options.output_dir, existing)
+    return [error for error in errors if error] + output_errors(options)
 
 
 def unknown_arguments(words: list[str]) -> list[str]:
@@ -380,10 +457,11 @@ def parse_options(argv: list[str] | None = None) -> Options:
     found."""
     given, unknown = build_parser().parse_known_args(argv)
     errors = unknown_arguments(unknown)
+    given_values = convert_all({"config": given.config}, []) if "config" in given else {}
     entries: Entries = {}
-    if "config" in given:
+    if given_values.get("config"):
         try:
-            entries = config_entries(given.config)
+            entries = config_entries(given_values["config"])
         except UserError as error:
             errors += error.lines
     if "run_ablation" in given:  # the command line takes precedence over the file
@@ -392,12 +470,13 @@ def parse_options(argv: list[str] | None = None) -> Options:
         entries.pop("run_ablation", None)
     entries |= vars(given)
     num_errors = len(errors)
-    options = Options(**convert_all(entries, errors))
+    values = convert_all(entries, errors)
+    options = Options(**values)
     if len(errors) == num_errors:  # a default in place of a refused value would give false errors
         combinations = [line for run in expand_runs(options) for line in combination_errors(run)]
         errors += ablation_errors(options, entries)
         errors += list(dict.fromkeys(combinations))
-    errors += path_errors(options)
+    errors += path_errors(options, entries.keys() - values.keys())
     if errors:
         raise UserError(*errors)
     return options

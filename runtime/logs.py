@@ -18,6 +18,7 @@ from pathlib import Path
 
 from runtime.distributed import is_main_process
 from runtime.errors import UserError, escape_unprintable
+from runtime.files import delete
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("corpus", "encoders", "engines", "experiments", "reporting", "runtime")
@@ -42,13 +43,16 @@ class ProgressBarHandler(logging.Handler):
         """Write one line."""
         from tqdm import tqdm  # it reads TQDM_DISABLE when it is imported
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # a terminal that is gone does not stop the run
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 class LogFile(logging.FileHandler):
     """Appends log lines with their times; a full disk loses lines but does not stop the run."""
 
     def __init__(self, path: Path):
+        if path.is_dir():
+            delete(path)
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
         self.setFormatter(EscapingFormatter("%(asctime)s %(message)s"))
 

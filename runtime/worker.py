@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from runtime.logs import current_level, set_up_process
+from runtime.terminal import blocked_terminal_signals
 
 
 def exit_with_parent() -> None:
@@ -34,7 +35,9 @@ def measuring_process() -> Iterator[Callable[..., Any]]:
     )
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        return pool.submit(function, *arguments).result()
+        with blocked_terminal_signals():  # the first call starts the process
+            future = pool.submit(function, *arguments)
+        return future.result()
 
     with pool:
         yield call

@@ -4,8 +4,10 @@ import errno
 
 import pytest
 
+from runtime import exit_codes
 from runtime.errors import ErrorCollector, UserError
-from runtime.exit_codes import CommandContext, run_command
+from runtime.exit_codes import run_command
+from runtime.terminal import CommandContext
 
 
 def run(error: BaseException | None, **context) -> int:
@@ -51,6 +53,32 @@ def test_a_full_disk_exits_with_1_and_names_the_directory(tmp_path, capsys):
     assert f"no space left in {tmp_path}" in line and "finished work is kept" in line
     native = RuntimeError("I/O error: No space left on device (os error 28)")
     assert run(native, output_dir=str(tmp_path)) == 1
+
+
+def test_a_full_directory_of_temporary_files_is_the_one_that_is_named(
+    tmp_path, capsys, monkeypatch
+):
+    free = {str(tmp_path): 5 * 10**9, "/small": 900_000}
+    monkeypatch.setattr(exit_codes.tempfile, "gettempdir", lambda: "/small")
+    monkeypatch.setattr(exit_codes, "free_bytes", free.get)
+    assert run(OSError(errno.ENOSPC, "full"), output_dir=str(tmp_path)) == 1
+    assert "no space left in /small;" in capsys.readouterr().err
+    error = OSError(errno.ENOSPC, "full", "/elsewhere/file")
+    assert run(error, output_dir=str(tmp_path)) == 1
+    assert "no space left in /elsewhere;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "models/run"),
+        PermissionError(errno.EACCES, "Permission denied", "models/run"),
+        OSError(errno.ENAMETOOLONG, "File name too long", "models/run"),
+    ],
+)
+def test_an_unusable_place_is_one_line(error, capsys):
+    assert run(error) == 1
+    assert capsys.readouterr().err == f"command.py: error: models/run: {error.strerror}\n"
 
 
 def test_another_error_is_raised_with_its_traceback(tmp_path):

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from compression_config import OPTIONS, Options, as_record
-from runtime.command_line import parse_options, write_config_file
+from runtime.command_line import config_text, parse_options
 from runtime.errors import UserError
 
 TEXTS = [f"comment number {i}" for i in range(60)]
@@ -416,9 +416,8 @@ def test_any_config_file_parses_to_the_same_options_or_names_a_flag(tmp_path_fac
     except UserError as error:
         assert all("--" in line and "\n" not in line for line in error.lines)
         return
-    write_config_file(
-        path, {name: value for name, value in given_again(options).items() if name != "config"}
-    )
+    record = {name: value for name, value in given_again(options).items() if name != "config"}
+    path.write_text(config_text(record), encoding="utf-8")
     assert parse_options(["--config", str(path)]) == options
 
 

@@ -29,7 +29,7 @@ from experiments.stages import check_zeros_kept
 from metrics import agreement, macro_f1, quality_metrics
 from pruning import KeepPruned, cubic_sparsity, prune, prune_
 from reporting.results import warnings_of
-from runtime.checkpoints import CHECKPOINTS, last_checkpoint, read_state
+from runtime.checkpoints import CHECKPOINTS, last_checkpoint, read_trainer_state
 from task import Task, decide, probabilities
 from trainer import LengthGroupedSampler, training_arguments, training_settings
 from training import hard_target_loss, train_
@@ -170,7 +170,7 @@ def test_an_epoch_before_the_minimum_fraction_of_steps_is_not_the_best(
         min_best_fraction=0.6,
     )
     history = train_(model, tokenizer, splits, tmp_path, settings, loss=hard_target_loss())
-    state = read_state(last_checkpoint(tmp_path / CHECKPOINTS))
+    state = read_trainer_state(last_checkpoint(tmp_path / CHECKPOINTS))
     assert (state["best_metric"], state["best_global_step"]) == (0.3, state["global_step"])
     metrics = [entry["eval_macro_f1"] for entry in history if "eval_macro_f1" in entry]
     assert metrics == scores
