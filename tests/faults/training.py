@@ -106,15 +106,15 @@ FAULTS = (
     Fault(
         name="the last epoch is kept instead of the best",
         file=CHECKPOINTS,
-        old="read_state(last)['best_global_step']",
-        new="read_state(last)['global_step']",
+        old='step = read_trainer_state(checkpoint)["best_global_step"]',
+        new='step = read_trainer_state(checkpoint)["global_step"]',
         tests="tests/test_memory.py -k best",
     ),
     Fault(
         name="training resumes from a checkpoint without its optimizer",
         file=CHECKPOINTS,
-        old='names = ["model.safetensors", "optimizer.pt", "scheduler.pt"]',
-        new='names = ["model.safetensors", "scheduler.pt"]',
+        old="if not file.is_file() or file_sha256(file) != expected:",
+        new="if file.is_file() and file_sha256(file) != expected:",
         tests="tests/test_memory.py -k missing_file",
     ),
     Fault(
@@ -319,5 +319,19 @@ FAULTS = (
         old='        check_weights({f"{name}.weight": scores}, source, TRAINING_ADVICE)\n',
         new="",
         tests="tests/test_finite.py -k weights_that_are_not_finite_give",
+    ),
+    Fault(
+        name="training resumes from a checkpoint with a cut file",
+        file=CHECKPOINTS,
+        old="if not file.is_file() or file_sha256(file) != expected:",
+        new="if not file.is_file():",
+        tests="tests/test_damaged_state.py -k damaged_file_is_named",
+    ),
+    Fault(
+        name="the best checkpoint is not checked",
+        file=CHECKPOINTS,
+        old="if best is None or best in complete:",
+        new="if best is None or best.exists():",
+        tests="tests/test_damaged_state.py -k whose_best",
     ),
 )
