@@ -237,9 +237,10 @@ def input_errors(options: argparse.Namespace) -> list[str]:
     if not options.is_stream:
         errors += package_errors("--input", options.input, options.format, codec)
     elif options.format == "parquet" or codec:
+        kind = "Parquet" if options.format == "parquet" else "compressed"
         errors.append(
-            f"--input is {options.input}, a stream, but a stream must be text without compression; "
-            "give a file"
+            f"--input is {options.input} and {kind}, but stdin or a pipe must be plain text; give "
+            "the file as --input"
         )
     if options.no_header and options.format not in DELIMITED:
         errors.append(f"--no_header is given, but the format is {options.format}, not csv or tsv")
@@ -264,8 +265,8 @@ def output_errors(options: argparse.Namespace) -> list[str]:
         return list(error.lines)
     if options.is_stream and options.format == "jsonl" and options.output_format != "jsonl":
         return [
-            f"--output is {output}, but must end in .jsonl: the columns of JSON Lines in a stream "
-            "are not known in advance"
+            f"--output is {output}, but must end in .jsonl: the columns of JSON Lines on stdin or "
+            "in a pipe are not known in advance"
         ]
     if options.input != STDIN and output.resolve() == Path(options.input).resolve():
         return [f"--output is {output}, but must not be the input"]

@@ -465,8 +465,12 @@ def test_dev_stdin_is_stdin(model, tmp_path, capsysbinary, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("pipe.csv.gz", "", "a stream, but a stream must be text without compression"),
-        ("pipe.parquet", "", "a stream, but a stream must be text without compression"),
+        (
+            "pipe.csv.gz",
+            "",
+            "and compressed, but stdin or a pipe must be plain text; give the file",
+        ),
+        ("pipe.parquet", "", "and Parquet, but stdin or a pipe must be plain text; give the file"),
         ("pipe.jsonl", "--output {}/out.csv", "--output is"),
         ("pipe.txt", "--no_header", "--no_header is given, but the format is txt, not csv or tsv"),
         ("pipe.csv", "--max_input_gb 0", "--max_input_gb is 0, but must be a number above 0"),

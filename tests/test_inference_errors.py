@@ -51,11 +51,11 @@ ERRORS = [
     ),
     (
         "--model MODEL --input - --format parquet",
-        "--format is parquet, but stdin must be text; give the file as --input",
+        "--input is - and Parquet, but stdin or a pipe must be plain text",
     ),
     (
         "--model MODEL --input - --format jsonl --output new.csv",
-        "--output is new.csv, but must end in .jsonl: the columns of JSON Lines on stdin are not",
+        "--output is new.csv, but must end in .jsonl: the columns of JSON Lines on stdin or",
     ),
     (
         "--model MODEL --input in.csv --output out.csv",
