@@ -151,6 +151,7 @@ FAULTS = (
         old="            learning_rate=options.teacher_lr,\n",
         new="            learning_rate=options.lr,\n",
         tests="tests/test_option_effects.py -k teacher-teacher_lr",
+        raises="AttributeError",  # a stage has only its own options
     ),
     Fault(
         name="QAT has the epochs of recovery",
@@ -197,8 +198,8 @@ FAULTS = (
     Fault(
         name="the precision does not reach the Trainer",
         file="trainer.py",
-        old='bf16=settings.precision == "bf16",',
-        new="bf16=False,",
+        old='"no" if settings.precision == "fp32" else settings.precision',
+        new='"no"',
         tests="tests/test_option_effects.py -k teacher-precision",
     ),
     Fault(
