@@ -5,7 +5,6 @@ Imports no torch; `reporting.html`, which loads matplotlib, is imported only to 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -25,7 +24,7 @@ from reporting.results import (
     warnings_of,
 )
 from runtime.errors import UserError
-from runtime.files import HISTORY_NAME, atomic_write
+from runtime.files import HISTORY_NAME, atomic_write, read_json, read_state
 
 PAGE_NAME = "report.html"
 UNTRAINED_STAGES = ("start", "trimmed", "narrowed")  # if a student exists, it is trained from them
@@ -110,10 +109,18 @@ def training_histories(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
     """Stage -> its metrics by epoch, for the rows whose stage trained a model."""
     histories = {}
     for row in rows:
-        path = Path(row["directory"]) / HISTORY_NAME
-        if path.is_file():
-            histories[row["stage"]] = json.loads(path.read_text(encoding="utf-8"))
+        history = read_state(Path(row["directory"]) / HISTORY_NAME, read_history)
+        if history is not None:
+            histories[row["stage"]] = history
     return histories
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The metrics of each training epoch of a stage; ValueError if the file is damaged."""
+    history = read_json(path)
+    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+        raise ValueError("it is not a list of epochs")
+    return history
 
 
 def prediction_text(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import evaluation_cache
+from reporting.run_page import training_histories
 from runtime import artifacts
 from runtime.checkpoints import LIST_NAME, delete_unusable, last_checkpoint, seal
 from runtime.files import (
@@ -246,6 +247,20 @@ def test_a_checkpoint_is_complete_only_when_it_is_sealed(checkpoints):
 def test_a_checkpoint_of_more_processes_is_not_resumed(checkpoints, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert last_checkpoint(checkpoints) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[{", b"[1]", b"{}", None])
+def test_a_damaged_history_is_named_and_costs_only_its_curves(content, tmp_path, caplog):
+    rows = []
+    for name in ("teacher", "student"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "history.json", [{"epoch": 1, "eval_macro_f1": 0.5}])
+        rows.append({"stage": name, "directory": str(tmp_path / name)})
+    damage(tmp_path / "teacher" / "history.json", content)
+    histories = training_histories(rows)
+    assert histories == {"student": [{"epoch": 1, "eval_macro_f1": 0.5}]}
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / 'teacher' / 'history.json'} is damaged and ignored: ")
 
 
 DAMAGED_CONFIGS = {
