@@ -19,8 +19,8 @@ FAULTS = (
     Fault(
         name="quotes need not be closed",
         file="corpus/row_formats.py",
-        old="delimiter=delimiter, strict=True)",
-        new="delimiter=delimiter)",
+        old="quoting=quoting, strict=True)",
+        new="quoting=quoting)",
         tests=f"{READERS} -k pythons_csv",
     ),
     Fault(
