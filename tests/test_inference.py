@@ -433,7 +433,7 @@ def test_the_serving_requirements_have_the_versions_of_the_others():
 
 def feed(path: Path, content: bytes) -> threading.Thread:
     """A thread that writes `content` into a named pipe as soon as it is read."""
-    thread = threading.Thread(target=path.write_bytes, args=(content,))
+    thread = threading.Thread(target=path.write_bytes, args=(content,), daemon=True)
     thread.start()
     return thread
 

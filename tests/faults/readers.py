@@ -109,10 +109,10 @@ FAULTS = (
         tests=f"{READERS} -k large_content",
     ),
     Fault(
-        name="a pipe is read twice",
-        file="inference.py",
-        old="    may_be_table = may_be_table and not options.is_stream\n",
-        new="    options.is_stream = False\n",
+        name="a pipe is not a stream",
+        file="corpus/input_files.py",
+        old="    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)\n",
+        new="    return False\n",
         tests="tests/test_inference.py -k named_pipe",
     ),
     # Predictions of a file
