@@ -248,6 +248,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="number of kills")
     parser.add_argument("--kill_seed", type=int, default=0, help="seed of the random instants")
     options, main_options = parser.parse_known_args()
+    for number in set(SIGNALS) - {signal.SIGKILL}:
+        signal.signal(number, signal.SIG_DFL)  # the runs would ignore what this process ignores
     uninterrupted = options.output.absolute() / "uninterrupted"
     killed = options.output.absolute() / "killed"
     uninterrupted.mkdir(parents=True)

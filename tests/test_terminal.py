@@ -17,6 +17,12 @@ ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"
 MAX_EXIT_S = 3
 
 
+def restore_signals() -> None:
+    """Undo what a background process of a shell inherits: signals that are ignored."""
+    for name in ENDINGS:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def start(arguments: list, **streams) -> subprocess.Popen:
     """A Python process in a process group of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -27,6 +33,7 @@ def start(arguments: list, **streams) -> subprocess.Popen:
         env=environment,
         text=True,
         start_new_session=True,
+        preexec_fn=restore_signals,
         **streams,
     )
 
