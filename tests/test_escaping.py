@@ -74,9 +74,10 @@ def test_labels_of_a_strangers_model_print_no_control_characters(tmp_path, capsy
     (model / "config.json").write_text(json.dumps(config))
     argv = ["--model", str(model), "--engine", "onnx", "--threads", "1", "a \x1b[31m text"]
     assert inference.main(argv) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert not HIDDEN.search(line)
-    assert line.count("\t") == 2 and line.endswith("\ta \\x1b[31m text")
+    printed = capsys.readouterr().out
+    assert not HIDDEN.search(printed)
+    assert (printed.count("\n"), printed.count("\t")) == (1, 2)
+    assert printed.endswith("\ta \\x1b[31m text\n")
 
 
 def test_an_archive_has_only_plain_files_below_its_own_name(tmp_path):
