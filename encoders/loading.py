@@ -56,9 +56,10 @@ def load_weights(
         model, info = call_from_pretrained(spec, arguments | {"key_mapping": renaming})
         removed = " and ".join(pattern_text(pattern) for pattern in renaming)
         log_once(f"the tensor names in {spec} are read without {removed}, which a wrapper added")
-    # Private attribute of transformers (pinned): `save_pretrained` would restore the names of the
-    # file, such as `module.bert...` or `LayerNorm.gamma`.
-    model._weight_conversions = []
+    if "quantization_config" not in arguments:
+        # Private attribute of transformers (pinned): `save_pretrained` would restore the names of
+        # the file, such as `module.bert...` or `LayerNorm.gamma`.
+        model._weight_conversions = []
     check_positions(model.config.to_dict())
     new_names = check_tensors(model, info, allow_new_head=allow_new_head)
     check_finite(model)

@@ -19,6 +19,7 @@ import inference
 from compression_config import Options
 from encoders.model_files import UnusableModel
 from encoders.pretrained import check_tokenizer, load_pretrained
+from encoders.saved_models import load_saved_model
 from encoders.specs import check_spec
 from encoders.start import save_model
 from engines.classifier import read_labels
@@ -569,6 +570,14 @@ def test_a_model_with_another_tokenizer_is_never_served(damage, model_dir):
         read_tokenizer(model_dir, MAX_LENGTH)
     with pytest.raises(UserError, match="--engine is torch, but .* its tokenizer has"):
         inference.load(model_dir, "torch", threads=1)
+
+
+@pytest.mark.parametrize("damage", [more_layers, not_a_number])
+def test_a_stage_reads_every_weight_of_the_stage_before(damage, model_dir):
+    said = damage(model_dir)
+    with pytest.raises(UnusableModel) as raised:
+        load_saved_model(model_dir)
+    assert said in str(raised.value)
 
 
 def test_a_model_without_a_head_is_never_served(model_dir):

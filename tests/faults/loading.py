@@ -45,8 +45,8 @@ FAULTS = (
     Fault(
         name="a model is saved under the names of its file",
         file="encoders/loading.py",
-        old="    model._weight_conversions = []\n",
-        new="",
+        old="        model._weight_conversions = []\n",
+        new="        pass\n",
         tests=f"{LOADING} -k saved_under",
     ),
     Fault(
