@@ -206,12 +206,15 @@ def find_finished(directories: Iterable[Path], fingerprint: str) -> Path | None:
 
     What is not a finished stage is skipped. So is what another run replaces in the meantime.
     """
+    checked = set()
     for directory in directories:
         if is_finished(directory, fingerprint, logging.WARNING):
             return directory
+        checked.add(directory)
         for path in files_named(directory, RECORD_NAME):
-            if path.parent == directory or path.parent.name.endswith(".partial"):
+            if path.parent in checked or path.parent.name.endswith(".partial"):
                 continue
+            checked.add(path.parent)
             if is_finished(path.parent, fingerprint, logging.DEBUG):
                 return path.parent
     return None

@@ -77,10 +77,10 @@ def test_damaged_records_elsewhere_are_skipped_with_a_debug_line(content, tmp_pa
     assert {record.levelno for record in caplog.records} <= {logging.DEBUG}
 
 
-def test_a_damaged_file_of_a_stage_is_named(tmp_path, caplog):
+def test_a_damaged_file_of_a_stage_is_named_once(tmp_path, caplog):
     made = finished(tmp_path / "teacher")
     (made / "weights").write_text("1 2")
-    assert artifacts.find_finished([made], "abc") is None
+    assert artifacts.find_finished([made, tmp_path], "abc") is None
     assert caplog.messages == [f"{made / 'weights'} is damaged: {made} is not reused"]
 
 
