@@ -52,7 +52,7 @@ def check_family(config: dict[str, Any]) -> None:
     if model_type not in SUPPORTED:
         reason = REFUSED.get(model_type, "this family was not tested")
         raise UnusableModel(
-            f"it is a {model_type} model, which is not supported ({reason}); supported are "
+            f"its model_type {model_type} is not supported ({reason}); supported are "
             f"{', '.join(SUPPORTED)}"
         )
     check_positions(config)

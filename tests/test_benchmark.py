@@ -145,7 +145,7 @@ def limit_positions(directory: Path) -> None:
         (delete_tokenizer, "must contain config.json, tokenizer.json and"),
         (delete_tokenizer_config, "tokenizer_config.json next to its model"),
         (break_config, "config.json cannot be read as a JSON object"),
-        (name_an_unknown_family, "it is a unknown model, which is not supported"),
+        (name_an_unknown_family, "its model_type unknown is not supported"),
         (limit_positions, "--max_length is 128, but"),
     ],
 )

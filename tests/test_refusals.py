@@ -270,13 +270,13 @@ def decoder(folder: Path) -> str:
     GPT2ForSequenceClassification(
         GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2)
     ).save_pretrained(folder)
-    return "it is a gpt2 model, which is not supported"
+    return "its model_type gpt2 is not supported"
 
 
 def encoder_decoder(folder: Path) -> str:
     save_bert(folder)
     T5Config().save_pretrained(folder)
-    return "it is a t5 model, which is not supported"
+    return "its model_type t5 is not supported"
 
 
 @pytest.mark.parametrize(
