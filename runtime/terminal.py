@@ -127,14 +127,14 @@ def end_on_signal(program: str, endings: dict[int, str], read_end: int, error_st
     while number not in endings:
         number = os.read(read_end, 1)[0]
     line = endings[number] + Terminal.context.resume_hint
+    silence_main_thread()
+    delete_temporary_directories()
+    end_child_processes()  # before the line, which is then the last one
     if os.environ.get("RANK", "0") == "0":  # of the processes of a run, one reports it
         prefix = "\n" if has_progress_bar() else ""
         with suppress(OSError):
             os.write(error_stream, f"{prefix}{program}: {line}\n".encode())
-    silence_main_thread()
     write_to_logs(line)
-    delete_temporary_directories()
-    end_child_processes()
     os._exit(FIRST_SIGNAL_CODE + number)
 
 
