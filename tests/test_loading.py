@@ -334,13 +334,13 @@ def test_a_sentencepiece_tokenizer_names_the_package_it_needs(model_dir):
     )
 
 
-def test_a_tokenizer_of_special_tokens_only_is_refused():
-    with pytest.raises(UnusableModel, match="only 2 tokens"):
+def test_a_tokenizer_of_special_tokens_and_marks_only_is_refused():
+    with pytest.raises(UnusableModel, match="only 4 tokens"):
         check_tokenizer(
             PreTrainedTokenizerFast(
                 tokenizer_object=family_tokenizer("bert").backend_tokenizer.from_str(
                     '{"version":"1.0","added_tokens":[],"model":{"type":"WordLevel",'
-                    '"vocab":{"[PAD]":0,"[UNK]":1},"unk_token":"[UNK]"}}'
+                    '"vocab":{"[PAD]":0,"[UNK]":1,"_":2,",":3},"unk_token":"[UNK]"}}'
                 ),
                 pad_token="[PAD]",
                 unk_token="[UNK]",

@@ -68,7 +68,7 @@ FAULTS = (
         file="encoders/pretrained.py",
         old="    if len(ordinary_tokens) < MIN_ORDINARY_TOKENS:",
         new="    if not ordinary_tokens:",
-        tests=f"{LOADING} -k 'no_tokenizer or empty_vocabulary or special_tokens_only'",
+        tests=f"{LOADING} -k 'no_tokenizer or empty_vocabulary or special_tokens_and_marks'",
     ),
     Fault(
         name="a tokenizer without padding token passes",
