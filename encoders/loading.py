@@ -161,23 +161,22 @@ def check_tensors(
     missing = [name for name in random_names if name not in shapes]
     if missing:
         raise UnusableModel(
-            f"{len(missing)} of the {len(model.state_dict())} tensors that its config.json "
-            f"describes are not in its weights, the first is {missing[0]}; config.json must be "
-            "that of the weights"
+            f"its weights lack {len(missing)} of the {len(model.state_dict())} tensors that its "
+            f"config.json describes, the first is {missing[0]}; config.json must be that of the "
+            "weights"
         )
     if random_names:
         first = random_names[0]
         raise UnusableModel(
-            f"{len(random_names)} tensors of its weights have other shapes than its config.json "
-            f"describes, the first is {first}: {shapes[first]}; config.json must be that of the "
+            f"its config.json describes other shapes for {len(random_names)} of the tensors in "
+            f"its weights, the first is {first}: {shapes[first]}; config.json must be that of the "
             "weights"
         )
     homeless = sorted(name for name in info["unexpected_keys"] if is_in_encoder(model, name))
     if homeless:
         raise UnusableModel(
-            f"{len(homeless)} encoder tensors of its weights have no place in the model that its "
-            f"config.json describes, the first is {homeless[0]}; config.json must be that of the "
-            "weights"
+            f"its config.json has no place for {len(homeless)} of the encoder tensors in its "
+            f"weights, the first is {homeless[0]}; config.json must be that of the weights"
         )
     return new_names
 
@@ -219,6 +218,6 @@ def check_finite(model: PreTrainedModel) -> None:
             bad_names.append(name)
     if bad_names:
         raise UnusableModel(
-            f"{len(bad_names)} tensors of its weights have values that are NaN or infinite, the "
+            f"its weights have NaN or infinite values in {len(bad_names)} of the tensors, the "
             f"first is {bad_names[0]}"
         )

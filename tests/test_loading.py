@@ -86,12 +86,12 @@ def refusal(**options) -> str:
 
 def foreign_names(directory: Path) -> str:
     rename_weights(directory, lambda name: f"teacher_of_mine.{name}")
-    return "of the 41 tensors that its config.json describes are not in its weights"
+    return "of the 41 tensors that its config.json describes, the first is"
 
 
 def other_family(directory: Path) -> str:
     change_config(directory, model_type="distilbert")
-    return "are not in its weights, the first is distilbert.embeddings"
+    return "describes, the first is distilbert.embeddings"
 
 
 def more_layers(directory: Path) -> str:
@@ -101,7 +101,7 @@ def more_layers(directory: Path) -> str:
 
 def fewer_layers(directory: Path) -> str:
     change_config(directory, num_hidden_layers=1)
-    return "16 encoder tensors of its weights have no place in the model"
+    return "its config.json has no place for 16 of the encoder tensors"
 
 
 def other_width(directory: Path) -> str:
@@ -118,12 +118,12 @@ def not_a_number(directory: Path) -> str:
     weight = torch.zeros(48)
     weight[7] = float("nan")
     change_weight(directory, "bert.encoder.layer.0.intermediate.dense.bias", weight)
-    return "NaN or infinite, the first is bert.encoder.layer.0.intermediate.dense.bias"
+    return "NaN or infinite values in 1 of the tensors, the first is bert.encoder.layer.0.inter"
 
 
 def infinite(directory: Path) -> str:
     change_weight(directory, "bert.pooler.dense.bias", torch.full((32,), -torch.inf))
-    return "1 tensors of its weights have values that are NaN or infinite"
+    return "its weights have NaN or infinite values in 1 of the tensors"
 
 
 def heads_that_do_not_divide(directory: Path) -> str:
