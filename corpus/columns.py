@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 
 from compression_config import Options
 from corpus.encodings import BYTES_PER_GB
-from corpus.headers import header_problem, is_long_name
+from corpus.headers import is_long_name, repeated_header_problem, row_like_names
 from corpus.input_files import ReadOptions
 from corpus.labels import MAX_CLASSES, is_flag, label_patterns, read_label_column, read_task
 from corpus.readers import FileRows, RowPlaces, is_delimited, read_rows
 from corpus.text_keys import map_chunks, near_duplicate_key, text_key
 from corpus.values import MISSING, decode_values, encode_values
-from runtime.errors import UserError
+from runtime.errors import UserError, escape_unprintable
 from task import Task
 
 log = logging.getLogger(__name__)
@@ -195,13 +195,32 @@ def read_options(options: Options) -> ReadOptions:
     return ReadOptions(not options.no_header, int(options.max_input_gb * BYTES_PER_GB))
 
 
-def check_header(rows: FileRows, reading: ReadOptions) -> None:
-    """UserError if the first line of the file of `--dataset_path` is not a header, but a row."""
-    if not reading.has_header or not is_delimited(rows.path):
+def check_header(rows: FileRows, flag: str, options: Options) -> None:
+    """UserError if the first line of a file is not a header, but a row, or if a line repeats it.
+
+    A header that `--text_column` or `--label_columns` names is one.
+    """
+    if options.no_header or not is_delimited(rows.path):
         return
-    problem = header_problem(rows)
+    problem = repeated_header_problem(rows)
     if problem:
-        raise UserError(f"--dataset_path is {rows.path}, but {problem}")
+        raise UserError(f"{flag} is {rows.path}, but {problem}")
+    named = {options.text_column, *(options.label_columns or ())}
+    if named & set(rows.table.column_names):
+        return
+    row_cell, class_name = row_like_names(rows.table)
+    if row_cell is not None:
+        raise UserError(
+            f"{flag} is {rows.path}, but its first line looks like a row: {row_cell!r} is like the "
+            "cells below it; give --no_header, or --text_column and --label_columns if it is a "
+            "header"
+        )
+    if class_name is not None:
+        log.warning(
+            "note: %s: the first line is read as the header, although %r is also a value of its "
+            "column; give --no_header if it is a row",
+            *(escape_unprintable(rows.path), class_name),
+        )
 
 
 def note_long_name(text_column: str, options: Options) -> None:
@@ -223,7 +242,7 @@ def read_files(options: Options) -> tuple[pa.Table, RowPlaces]:
     """
     reading = read_options(options)
     rows = read_rows(options.dataset_path, "--dataset_path", reading)
-    check_header(rows, reading)
+    check_header(rows, "--dataset_path", options)
     paths = {"validation": options.validation_path, "test": options.test_path}
     if not any(paths.values()):
         return rows.table, RowPlaces([rows])
@@ -237,6 +256,7 @@ def read_files(options: Options) -> tuple[pa.Table, RowPlaces]:
     for split, path in paths.items():
         if path:
             held_out = read_rows(path, f"--{split}_path", reading)
+            check_header(held_out, f"--{split}_path", options)
             check_same_columns(held_out.table, path, split, rows.table.column_names)
             split_column = pa.repeat(pa.scalar(split, pa.large_string()), len(held_out.table))
             selected = held_out.table.select(rows.table.column_names)

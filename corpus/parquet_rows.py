@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BATCH_ROWS = 4096
 BATCH_BYTES = 2**26  # a batch has fewer rows if they may be larger
 
+DICTIONARY_ENCODINGS = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+
 NUMBER_BYTES = 8  # of a value in memory, at least
 
 
@@ -46,27 +48,65 @@ def is_texts(kind: pa.DataType) -> bool:
     return is_string or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def largest_dictionary_value(path: Path, file: pq.ParquetFile) -> int:
-    """Bytes of the longest text in the dictionaries of a file, which its rows refer to."""
+def dictionary_columns(file: pq.ParquetFile) -> list[str]:
+    """The columns of texts that have a dictionary in the file."""
+    import pyarrow as pa
+
+    encoded = set()
+    for group in range(file.num_row_groups):
+        for index in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(index)
+            if DICTIONARY_ENCODINGS & set(column.encodings):
+                encoded.add(column.path_in_schema)
+    names = []
+    for field in file.schema_arrow:
+        may_be_texts = is_texts(field.type) or pa.types.is_dictionary(field.type)
+        if may_be_texts and field.name in encoded:
+            names.append(field.name)
+    return names
+
+
+def largest_chunk(file: pq.ParquetFile, name: str) -> int:
+    """Bytes of the largest part of a column as the metadata states it; no text in it is longer."""
+    largest = 0
+    for group in range(file.num_row_groups):
+        for index in range(file.metadata.num_columns):
+            column = file.metadata.row_group(group).column(index)
+            if column.path_in_schema == name:
+                largest = max(largest, column.total_uncompressed_size)
+    return largest
+
+
+def largest_column_value(path: Path, file: pq.ParquetFile, name: str) -> int:
+    """Bytes of the longest text in the dictionaries of a column.
+
+    If pyarrow cannot read the dictionary of an encoding, that is bounded by the metadata.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    names = []
-    for field in file.schema_arrow:
-        if is_texts(field.type) or pa.types.is_dictionary(field.type):
-            names.append(field.name)
     largest = 0
-    with pq.ParquetFile(path, read_dictionary=names) as dictionaries:
-        for group in range(file.num_row_groups):
-            first_row = dictionaries.iter_batches(1, row_groups=[group], columns=names)
-            for batch in first_row:
-                for column in batch.columns:
-                    if pa.types.is_dictionary(column.type) and is_texts(column.dictionary.type):
-                        size = pc.max(pc.binary_length(column.dictionary)).as_py()
-                        largest = max(largest, size or 0)
-                break
+    try:
+        with pq.ParquetFile(path, read_dictionary=[name]) as dictionaries:
+            for group in range(file.num_row_groups):
+                batches = dictionaries.iter_batches(1, row_groups=[group], columns=[name])
+                first_batch = next(batches, None)
+                if first_batch is None:
+                    continue
+                column = first_batch.column(0)
+                if pa.types.is_dictionary(column.type) and is_texts(column.type.value_type):
+                    size = pc.max(pc.binary_length(column.dictionary)).as_py()
+                    largest = max(largest, size or 0)
+    except (pa.ArrowNotImplementedError, OSError):  # a damaged file is refused when it is read
+        return largest_chunk(file, name)
     return largest
+
+
+def largest_dictionary_value(path: Path, file: pq.ParquetFile) -> int:
+    """Bytes of the longest text in the dictionaries of a file, which its rows refer to."""
+    sizes = [largest_column_value(path, file, name) for name in dictionary_columns(file)]
+    return max(sizes, default=0)
 
 
 def decoded_bytes(batch: pa.RecordBatch) -> int:

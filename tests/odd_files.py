@@ -14,6 +14,14 @@ COLUMNS = {"text": ["গান ভালো 😀", "x"], "label": ["1", "0"]}
 LONG_CELL = "ab\n" * 3_500_000
 
 
+def encoded_parquet(encoding: str) -> bytes:
+    """The bytes of a Parquet file with texts in an encoding."""
+    sink = io.BytesIO()
+    table = pa.table({"a": ["x", "xy", None]})
+    pq.write_table(table, sink, use_dictionary=False, column_encoding={"a": encoding})
+    return sink.getvalue()
+
+
 def zstd(content: str) -> bytes:
     """Content compressed with zstd."""
     return pa.compress(content.encode(), "zstd", asbytes=True)
@@ -108,6 +116,21 @@ READABLE = [  # name, content, columns
         'a,b\n"x,1\n' + "x,1\n" * 9 + 'x",0\n',
         {"a": ['"x', *["x"] * 9, 'x"'], "b": ["1"] * 10 + ["0"]},
     ),
+    (
+        "lines_with_one_comma_each.csv",
+        'a,b\n"' + "x, and y\n" * 6 + 'x, and y",1\n',
+        {"a": ["x, and y\n" * 6 + "x, and y"], "b": ["1"]},
+    ),
+    (
+        "lines_that_end_with_a_semicolon.csv",
+        'a;b\n"x;\n""y""";1\n',
+        {"a": ['x;\n"y"'], "b": ["1"]},
+    ),
+    (
+        "a_letter.csv",
+        'a,b\nx,1\n"Hello, Bob\nBye",1\n',
+        {"a": ["x", "Hello, Bob\nBye"], "b": ["1", "1"]},
+    ),
     ("lines_in_one_column.csv", 'a\nx\n"x\ny"\n', {"a": ["x", "x\ny"]}),
     ("unquoted_in_one_column.csv", 'a\nx "q"\n"x\ny"\n', {"a": ['x "q"', '"x', 'y"']}),
     ("crlf.csv", 'a,b\r\n"x\r\ny",1\r\n', {"a": ["x\r\ny"], "b": ["1"]}),
@@ -163,6 +186,10 @@ READABLE = [  # name, content, columns
     ("line_separator.jsonl", '{"a": "x\u2028y\x85z"}', {"a": ["x\u2028y\x85z"]}),
     ("lines.json.gz", gzip.compress(b'{"a": 1}\n{"a": 2}\n'), {"a": ["1", "2"]}),
     ("array.json", json.dumps([{"a": 1}, {"a": "x"}], indent=1), {"a": ["1", "x"]}),
+    *(
+        (f"{encoding}.parquet", encoded_parquet(encoding), {"a": ["x", "xy", None]})
+        for encoding in ("PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
+    ),
     (
         "many.parquet",
         parquet(
@@ -234,7 +261,23 @@ UNREADABLE = [  # name, content or None for no file, beginning of the error
     (
         "unquoted_row_of_three_cells.tsv",
         'a\tb\n"x\t1\ny\tz\t1\nx"\t1\n',
-        "line 3 has 3 fields instead of 2",
+        "line 2 may be the start of one quoted cell of 3 lines, or a row, and line 3 has not as "
+        "many tabs as the header",
+    ),
+    (
+        "damaged_row_between_stray_quotes.csv",
+        'a,b\n"x,1\n' + "x,1\n" * 9 + "x,1,2\n" + 'x",0\n',
+        "line 2 may be the start of one quoted cell of 12 lines, or a row; quote all cells",
+    ),
+    (
+        "one_malformed_row_of_a_quoted_file.csv",
+        'a;b\n"x";"1"\n"y";"0"\n"z" said Bob";"1"\n',
+        "line 4 has text after a closing quote",
+    ),
+    (
+        "one_malformed_row_below_quoted_texts.tsv",
+        'a\tb\n"x"\t1\n"y"\t0\n"z" said Bob"\t1\n',
+        "line 4 has text after a closing quote",
     ),
     ("cut_in_the_header.csv", 'a,"b\n1,2\n', "line 1 has a quote that is never closed"),
     ("endless_header.csv", "a," * 70_000, "its header is longer than 65536 characters"),

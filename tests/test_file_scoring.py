@@ -329,17 +329,38 @@ def test_an_unquoted_file_loses_no_row(tmp_path, caplog):
     lines = []
     for i in range(300):
         quotes = ('"' if i == 5 else "", '"' if i == 44 else "")
-        lines.append(f"{i}\t{quotes[0]}tweet {i}{quotes[1]}" + ("\textra" if i == 20 else ""))
+        lines.append(f"{i}\t{quotes[0]}tweet {i}{quotes[1]}")
     source = tmp_path / "in.tsv"
     source.write_text("\n".join(["id\ttext", *lines]))
     summary = label(source, tmp_path / "out.jsonl", CountingEngine().classifier())
-    assert (summary.progress.scored, summary.progress.bad) == (299, 1)
+    assert (summary.progress.scored, summary.progress.bad) == (300, 0)
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
-    assert [row["id"] for row in written] == [str(i) for i in range(300) if i != 20]
+    assert [row["id"] for row in written] == [str(i) for i in range(300)]
     assert written[5]["text"] == '"tweet 5'
     assert messages(caplog) == [
         f"note: {source} is read without quoting: line 7 has a quote that does not enclose a cell",
-        "line 22 has 3 fields instead of 2; the row is not in the output",
+    ]
+    lines[20] += "\textra"
+    source.write_text("\n".join(["id\ttext", *lines]))
+    reason = "line 7 may be the start of one quoted cell of 40 lines, or a row, and line 22 has not"
+    with pytest.raises(UserError, match=reason):
+        label(source, tmp_path / "other.jsonl", CountingEngine().classifier())
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_malformed_row_of_a_quoted_file_is_reported_and_the_others_have_no_quotes(
+    tmp_path, caplog
+):
+    rows = [f'"text {i}";"pos"' for i in range(30)]
+    rows[10] = '"text" said Bob";"pos"'
+    source = tmp_path / "in.csv"
+    source.write_text("\n".join(["text;label", *rows]))
+    label(source, tmp_path / "out.jsonl", CountingEngine().classifier())
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert [row["text"] for row in written] == [f"text {i}" for i in range(30) if i != 10]
+    assert {row["label"] for row in written} == {"pos"}
+    assert messages(caplog) == [
+        "line 12 has text after a closing quote; the row is not in the output"
     ]
 
 

@@ -35,7 +35,7 @@ def test_a_row_in_place_of_the_header_is_refused(tmp_path, first_line, named):
         read_corpus(write(tmp_path, first_line, *LABELED_ROWS))
     (line,) = caught.value.lines
     assert f"but its first line looks like a row: {named} is like the cells below it" in line
-    assert "give --no_header, or name the columns in the first line" in line
+    assert "give --no_header, or --text_column and --label_columns if it is a header" in line
 
 
 def test_a_class_name_in_place_of_the_header_is_refused(tmp_path):
@@ -54,6 +54,36 @@ def test_a_header_is_not_taken_for_a_row(tmp_path, header):
     corpus = read_corpus(write(tmp_path, header, *rows))
     assert list(corpus.task.labels) in (["ham", "spam"], ["0", "1"])
     assert len(corpus.rows) == 60
+
+
+@pytest.mark.parametrize(
+    ("header", "classes"),
+    [
+        ("sms,spam", ("ham", "spam")),
+        ("post,hate", ("hate", "offensive", "neither")),
+        ("Tweet text,not spam", ("spam", "not spam")),
+    ],
+)
+def test_a_name_of_a_class_above_its_column_is_noted(header, classes, tmp_path, caplog):
+    rows = []
+    for i, text in enumerate(TEXTS):
+        rows.append(f"{text} of these sixty,{classes[i % len(classes)]}")
+    options = write(tmp_path, header, *rows)
+    corpus = read_corpus(options)
+    assert corpus.table.column_names == header.split(",")
+    assert set(corpus.task.labels) == set(classes) and len(corpus.rows) == 60
+    assert caplog.messages == [
+        f"note: {options.dataset_path}: the first line is read as the header, although "
+        f"{header.split(',')[1]!r} is also a value of its column; give --no_header if it is a row"
+    ]
+
+
+def test_a_header_that_an_option_names_is_one(tmp_path, caplog):
+    options = write(tmp_path, "a first comment,1,0", *(f"{row},0" for row in LABELED_ROWS))
+    with pytest.raises(UserError, match="looks like a row"):
+        read_corpus(options)
+    named = dataclasses.replace(options, text_column="a first comment", label_columns=("1",))
+    assert len(read_corpus(named).rows) == 60 and not caplog.messages
 
 
 def test_a_header_that_is_as_long_as_a_text_is_noted(tmp_path, caplog):

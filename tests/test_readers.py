@@ -11,11 +11,12 @@ import re
 import zlib
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from odd_files import PLAIN, READABLE, UNREADABLE, parquet, zstd
+from odd_files import PLAIN, READABLE, UNREADABLE, encoded_parquet, parquet, zstd
 
 from corpus import parquet_rows, readers
 from corpus.input_files import ReadOptions, open_rows
@@ -117,6 +118,39 @@ def test_lines_that_could_be_rows_are_noted_if_they_are_read_as_one(tmp_path, ca
         f"note: {path} has a quote from line 3 to line 5, which are read as one row",
         f"note: {other} has a quote from line 3 to line 4, which are read as one row",
     ]
+
+
+ORDINARY_TEXTS = {
+    "poems": ["\n".join(f"line {i}, then {verse}" for verse in range(7)) for i in range(60)],
+    "letters": [f"Dear Bob, number {i}\nsee you" if i % 3 else f"text {i}" for i in range(60)],
+    "one poem": [f'text {i}, and "so" on' for i in range(59)] + ["verse, and\n" * 6 + "end"],
+    "addresses": ["name, street, town\n" * 7 + str(i) for i in range(60)],
+    "quotes": [f'text {i};\n"said, and" done' for i in range(60)],
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY_TEXTS)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("columns", [2, 3])
+def test_what_pandas_writes_of_ordinary_texts_is_read_back(name, separator, columns, tmp_path):
+    texts = ORDINARY_TEXTS[name]
+    table = pd.DataFrame({"text": texts, "label": ["pos", "neg"] * 30})
+    if columns == 3:
+        table.insert(1, "source", "web")
+    path = tmp_path / "x.csv"
+    table.to_csv(path, index=False, sep=separator)
+    assert read_columns(path) == table.to_dict("list")
+    with open_rows(str(path), "--input", "csv", keep_invalid=True) as file:
+        assert [row.values["text"] for row in file.rows] == texts
+
+
+def test_parquet_with_a_dictionary_that_cannot_be_read_alone_is_read(tmp_path, monkeypatch):
+    def names(file):
+        return file.schema_arrow.names
+
+    path = write(tmp_path, "x.parquet", encoded_parquet("DELTA_BYTE_ARRAY"))
+    monkeypatch.setattr(parquet_rows, "dictionary_columns", names)
+    assert read_columns(path) == {"a": ["x", "xy", None]}
 
 
 def test_without_a_header_the_first_line_is_a_row(tmp_path):
@@ -281,8 +315,8 @@ def has_lines_like_rows(rows: list[list[str]], separator: str) -> bool:
         csv.writer(text, delimiter=separator).writerow(row)
         lines = re.split(r"\r\n|\r|\n", text.getvalue().removesuffix("\r\n"))
         filled = [line for line in lines if line.strip()]
-        alike = [line for line in filled if line.count(separator) == len(row) - 1]
-        is_suspect = len(alike) > len(filled) * 2 / 3
+        alike = [line.count(separator) == len(row) - 1 for line in filled]
+        is_suspect = alike[0] and alike[-1] and sum(alike) > len(alike) * 2 / 3
         if separator == "\t":
             is_suspect = text.getvalue().count(separator) >= len(row)
         if len(lines) > 1 and is_suspect:
