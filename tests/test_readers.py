@@ -125,6 +125,7 @@ ORDINARY_TEXTS = {
     "letters": [f"Dear Bob, number {i}\nsee you" if i % 3 else f"text {i}" for i in range(60)],
     "one poem": [f'text {i}, and "so" on' for i in range(59)] + ["verse, and\n" * 6 + "end"],
     "addresses": ["name, street, town\n" * 7 + str(i) for i in range(60)],
+    "amounts": ["1,000 of\n" * 7 + f"2,{i}" for i in range(60)],
     "quotes": [f'text {i};\n"said, and" done' for i in range(60)],
 }
 
