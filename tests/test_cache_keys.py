@@ -95,7 +95,7 @@ NO_OWN_KEY = {  # they decide which stages there are, or which rows the splits h
     *("pipeline", "run_ablation", "seeds", "kd_baseline", "tune_threshold"),
     *("dataset_path", "validation_path", "test_path", "text_column", "label_columns"),
     *("group_column", "validation_fraction", "test_fraction", "data_fraction", "num_folds"),
-    *("unlabeled_path", "augment"),
+    *("unlabeled_path", "augment", "no_header", "max_input_gb"),
 }
 
 
