@@ -32,7 +32,7 @@ from runtime.files import (
     delete,
     file_sha256,
     files_named,
-    flush_to_disk,
+    flush_names_to_disk,
     flush_tree_to_disk,
     follow_umask,
     json_digest,
@@ -248,7 +248,7 @@ def publish(partial: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     partial.rename(target)
-    flush_to_disk(target.parent)
+    flush_names_to_disk(target.parent)
     delete(old)
 
 

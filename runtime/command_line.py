@@ -279,6 +279,8 @@ def output_errors(options: Options) -> list[str]:
 
 def length_errors(options: Options, output_dir: Path, existing: Path) -> list[str]:
     """Names that the file system would refuse after training; `existing` is a directory on it."""
+    if not hasattr(os, "pathconf"):  # Windows
+        return []
     longest_name = os.pathconf(existing, "PC_NAME_MAX")
     longest_path = os.pathconf(existing, "PC_PATH_MAX")
     experiment_bytes = len(os.fsencode(options.experiment or ""))

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 
 from runtime.distributed import is_main_process
 from runtime.errors import UserError, escape_unprintable
@@ -127,8 +128,10 @@ def is_disk_full(error: Exception, directory: str) -> bool:
 def written_directories(directory: str) -> list[str]:
     """The directories that a command writes into: that of its output, and that of temporary
     files."""
-    existing = directory if os.path.isdir(directory) else "."
-    return [existing, tempfile.gettempdir()]
+    directories = [directory if os.path.isdir(directory) else "."]
+    with suppress(FileNotFoundError):  # no directory can hold a temporary file: all are full
+        directories.append(tempfile.gettempdir())
+    return directories
 
 
 def free_bytes(directory: str) -> int:

@@ -1,6 +1,7 @@
 """Whole-or-absent files, their hashes, and the names of files that several modules know. No
 torch."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,11 +20,14 @@ HISTORY_NAME = "history.json"  # the metrics of each training epoch
 MAX_STEM_CHARACTERS = 50  # of a file's name in the name of its partial file
 MAX_REASON_CHARACTERS = 200
 
+# How file systems refuse to flush a directory: network file systems, and Windows.
+CANNOT_FLUSH_NAMES = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+
 Value = TypeVar("Value")
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a directory's names, are on the disk.
+    """Wait until a file's content is on the disk.
 
     Without it, a power cut after a rename can leave an empty file under the new name.
     """
@@ -34,19 +38,28 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_names_to_disk(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk, if its file system can do that."""
+    try:
+        flush_to_disk(directory)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH_NAMES:
+            raise
+
+
 def flush_tree_to_disk(directory: Path) -> None:
     """`flush_to_disk` for every file and directory of a tree."""
     for parent, _, names in os.walk(directory):
         for name in names:
             flush_to_disk(Path(parent) / name)
-        flush_to_disk(Path(parent))
+        flush_names_to_disk(Path(parent))
 
 
 def replace_durably(partial: Path, path: Path) -> None:
     """Rename a finished file, which survives a power cut from then on."""
     flush_to_disk(partial)
     partial.replace(path)
-    flush_to_disk(path.parent)
+    flush_names_to_disk(path.parent)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def prepare_terminal(program: str) -> None:
     """Open the closed standard streams, and end the program when a signal asks for it.
 
     Called before a command's slow imports. A signal that is ignored, as by `nohup`, stays ignored.
+    Within another program, such as a notebook, nothing is changed.
     """
+    if not is_whole_program():
+        return
     Terminal.closed_streams = open_closed_streams()
     Terminal.stdout = StandardOutput()
     sys.stdout = io.TextIOWrapper(
@@ -96,6 +100,22 @@ def prepare_terminal(program: str) -> None:
     error_stream = os.dup(sys.stderr.fileno())  # the stream itself may be redirected
     arguments = (program, endings, read_end, error_stream)
     threading.Thread(target=end_on_signal, args=arguments, daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(restore_handlers, [*endings]))
+
+
+def is_whole_program() -> bool:
+    """Whether this process is the command, and not a notebook or a program that runs it."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    return is_main_thread and sys.stdout is sys.__stdout__ and "ipykernel" not in sys.modules
+
+
+def restore_handlers(numbers: list[int]) -> None:
+    """Give a forked process the default handlers: otherwise its signals would end this process."""
+    signal.set_wakeup_fd(-1)
+    for number in numbers:
+        is_interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
 
 
 def open_closed_streams() -> tuple[str, ...]:
@@ -189,6 +209,9 @@ def end_child_processes() -> None:
 def blocked_terminal_signals() -> Iterator[None]:
     """Child processes that the block starts never receive the signals of the terminal: this
     process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     numbers = {getattr(signal, name) for name in TERMINAL_SIGNALS if hasattr(signal, name)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:

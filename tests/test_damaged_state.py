@@ -1,10 +1,12 @@
 """Damaged or half-written files of earlier runs: each is named in one line, ignored and written
 again."""
 
+import errno
 import json
 import logging
 import os
 import shutil
+import stat
 import threading
 from pathlib import Path
 
@@ -329,3 +331,27 @@ def test_every_other_file_of_an_audit_may_be_damaged(audited, run_main):
         assert run_main(argv) == 0, name
         assert path.is_file(), name
     assert json.loads((config.parent / "audit.json").read_text())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_cannot_flush_a_directory_is_no_error(number, tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "not supported")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    finished(tmp_path / "teacher")
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert read_json(tmp_path / "file.json") == {"a": 1}
+
+
+def test_an_error_of_the_disk_is_not_ignored(tmp_path, monkeypatch):
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"):
+        write_json(tmp_path / "file.json", {"a": 1})

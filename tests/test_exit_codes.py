@@ -97,3 +97,12 @@ def test_a_collector_raises_the_lines_of_all_checks_once_and_lets_other_errors_p
     assert caught.value.lines == ("a", "b", "c")
     with pytest.raises(ZeroDivisionError), errors:
         raise ZeroDivisionError
+
+
+def test_a_machine_without_any_space_for_temporary_files_is_one_line(monkeypatch, capsys):
+    def no_directory() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(exit_codes.tempfile, "gettempdir", no_directory)
+    assert run(OSError(errno.ENOSPC, "No space left on device", "/full/page.html")) == 1
+    assert "no space left in /full" in capsys.readouterr().err

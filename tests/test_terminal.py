@@ -153,3 +153,35 @@ def test_characters_that_a_terminal_cannot_show_are_escaped():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("\\u0995\n", "\\u0996\n")
+
+
+def test_within_a_notebook_or_a_thread_nothing_is_changed():
+    code = (
+        "import io, signal, sys, threading\n"
+        "from runtime.terminal import prepare_terminal\n"
+        "handler = signal.getsignal(signal.SIGINT)\n"
+        "thread = threading.Thread(target=prepare_terminal, args=('command.py',))\n"
+        "thread.start(); thread.join()\n"
+        "sys.modules['ipykernel'] = sys\n"
+        "prepare_terminal('command.py')\n"
+        "del sys.modules['ipykernel']\n"
+        "sys.stdout = io.StringIO()\n"
+        "prepare_terminal('command.py')\n"
+        "sys.stdout = sys.__stdout__\n"
+        "assert signal.getsignal(signal.SIGINT) is handler\n"
+        "print('unchanged')\n"
+    )
+    output, errors = start(["-c", code], stdout=subprocess.PIPE).communicate(timeout=30)
+    assert (output, errors) == ("unchanged\n", "")
+
+
+def test_a_signal_to_a_forked_process_ends_only_that_process():
+    code = PREPARED + (
+        "import multiprocessing, time\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "child.start(); time.sleep(0.5); child.terminate(); child.join(10)\n"
+        "print(child.exitcode, flush=True)\n"
+    )
+    process = start(["-c", code], stdout=subprocess.PIPE)
+    output, errors = process.communicate(timeout=30)
+    assert (output, errors, process.returncode) == ("-15\n", "", 0)

@@ -425,4 +425,19 @@ FAULTS = (
         new="BF16_GPU_CAPABILITY = (7, 0)",
         tests="tests/test_notebook.py -k bf16",
     ),
+    Fault(
+        name="a command in a notebook takes the signals of the notebook",
+        file="runtime/terminal.py",
+        old="    if not is_whole_program():\n        return\n",
+        new="",
+        tests="tests/test_terminal.py -k notebook",
+    ),
+    Fault(
+        name="a signal to a forked process ends its parent",
+        file="runtime/terminal.py",
+        old='    if hasattr(os, "register_at_fork"):\n',
+        new="    if False:\n",
+        tests="tests/test_terminal.py -k forked",
+        raises="subprocess.TimeoutExpired",
+    ),
 )
