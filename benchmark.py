@@ -19,7 +19,7 @@ from typing import Any
 
 from compression_config import POSITIVE
 from engines.classifier import check_unchanged, refuse_own_code
-from engines.engine import ModelFormat, formats_in
+from engines.engine import ModelFormat, formats_in, load_engine
 from engines.latency import measure
 from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
 from reporting.results import aligned_table
@@ -104,8 +104,10 @@ def formats_to_time(directory: Path, max_length: int) -> list[str]:
         check_transformer(directory, max_length)
     for format_name in formats:
         check_unchanged(directory, format_name, "DIR")
-    if "torch" in formats:
-        check_weights(directory)
+        if format_name == "torch":
+            check_weights(directory)
+        else:
+            check_loads(directory, format_name, max_length)
     return formats
 
 
@@ -118,6 +120,18 @@ def check_weights(directory: Path) -> None:
         load_weights(str(directory), allow_new_head=False)
     except UnusableModel as error:
         raise UserError(f"DIR is {directory}, but {error}") from None
+
+
+def check_loads(directory: Path, format_name: str, max_length: int) -> None:
+    """Raise UserError if a format does not load, or does not compute a text."""
+    try:
+        engine = load_engine(directory, format_name, max_length)
+        engine.forward(engine.encode([SENTENCES[0]]))
+    except Exception as error:  # each engine raises its own types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"DIR is {directory}, but its {format_name} failed to load: {reason}"
+        ) from None
 
 
 def check_transformer(directory: Path, max_length: int) -> None:

@@ -93,7 +93,8 @@ def input_norms(
     """Name of a Linear of `model` -> L2 norms ||X_j||_2 [in] of its input features.
 
     The norm of feature j is taken over all tokens of all `batches`, without padding (Sun et al.
-    2023, section 3). UserError if a norm is not finite.
+    2023, section 3). UserError if a norm is not finite. A single row is computed with a copy of
+    itself, because one row of tokens can have the shape of DeBERTa's relative positions.
     """
     square_sums = InputSquareSums(linears)
     hooks = []
@@ -102,7 +103,12 @@ def input_norms(
     model.eval()
     try:
         for batch in batches:
-            square_sums.attention_mask = batch["attention_mask"]
+            if len(batch["attention_mask"]) == 1:
+                batch = {name: tensor.repeat(2, 1) for name, tensor in batch.items()}
+                square_sums.attention_mask = batch["attention_mask"].clone()
+                square_sums.attention_mask[1] = 0  # the copy is not counted
+            else:
+                square_sums.attention_mask = batch["attention_mask"]
             model(**batch)
     finally:
         for hook in hooks:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -98,7 +97,14 @@ def first_line(error: Exception) -> str:
 
 
 def wrapper_renaming(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, str]:
-    """The `key_mapping` that removes the wrappers of tensor names; {} if there are none."""
+    """The `key_mapping` that removes the wrappers of tensor names.
+
+    It is {} if there are none, and if the encoder is complete without them: a second copy of it,
+    such as an average of the weights, is ignored. UnusableModel if there are several copies and
+    none has the names of the model.
+    """
+    if all(is_head(model, name) for name in info["missing_keys"]):
+        return {}
     unexpected = info["unexpected_keys"]
     renaming = {}
     names = []
@@ -109,10 +115,13 @@ def wrapper_renaming(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, 
         if any(wrapper in name.split(".") for name in unexpected):
             renaming[re.escape(f"{wrapper}.")] = ""
     expected = expected_names(model)
-    prefixes = Counter(wrapper_prefix(name, expected) for name in names)
-    prefixes.pop("", None)
-    if prefixes:
-        ((prefix, _count),) = prefixes.most_common(1)
+    prefixes = {wrapper_prefix(name, expected) for name in names} - {""}
+    if len(prefixes) > 1:
+        named = " and ".join(sorted(prefixes))
+        raise UnusableModel(
+            f"its weights have several copies of the model, named {named}; keep the one that you mean"
+        )
+    for prefix in prefixes:
         renaming["^" + re.escape(prefix)] = ""
     return renaming
 
@@ -196,6 +205,9 @@ def is_in_encoder(model: PreTrainedModel, name: str) -> bool:
     """Whether a tensor of a file, which the model lacks, is a part of an encoder of its family."""
     relative = name.removeprefix(f"{model.base_model_prefix}.")
     if is_pooler(relative) or name.split(".")[-1] in COUNTERS:
+        return False
+    is_leftover = name.endswith("._weight")  # of the published mDeBERTa: a copy of `.weight`
+    if is_leftover and name.removesuffix("_weight") + "weight" in model.state_dict():
         return False
     children = {child for child, _module in model.base_model.named_children()}
     return relative.split(".")[0] in children

@@ -34,7 +34,12 @@ CONFIGS = ("config.json", "tokenizer_config.json")
 
 CODE_KEYS = {"auto_map", "custom_pipelines"}  # of a config: Python files that come with the model
 
-COUNTERS = ("position_ids", "token_type_ids", "num_batches_tracked")  # saved integer buffers
+COUNTERS = (  # saved integer buffers
+    "position_ids",
+    "token_type_ids",
+    "num_batches_tracked",
+    "n_averaged",
+)
 
 
 class UnusableModel(Exception):

@@ -251,7 +251,7 @@ def in_groups(forward: Forward, grouping: RowGrouping | None) -> Forward:
         groups = grouping(lengths)
         logits = []
         for rows in groups:
-            length = lengths[rows[0]]
+            length = max(1, lengths[rows[0]])  # a graph cannot compute a row without tokens
             logits.append(forward({name: ids[rows, :length] for name, ids in batch.items()}))
         original_order = np.argsort(np.concatenate(groups))
         return np.concatenate(logits)[original_order]
@@ -506,7 +506,7 @@ def make_collate(pad_id: int) -> Callable[[list[TokenIds]], dict[str, np.ndarray
     """
 
     def collate(rows: list[TokenIds]) -> dict[str, np.ndarray]:
-        length = max(len(tokens) for tokens in rows)
+        length = max(1, *(len(tokens) for tokens in rows))
         ids = np.full((len(rows), length), pad_id, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
         for row, tokens in enumerate(rows):

@@ -245,12 +245,12 @@ def interrupted_s(one: Pass, threads: int) -> float:
     """Seconds of a pass in which its threads lacked a core.
 
     A single thread computes all the time, so it is wall-clock time minus CPU time. Several threads
-    wait for each other; their waiting for a core is counted by the kernel, and includes some of the
-    time around the pass.
+    wait for each other; their waiting for a core is counted by the kernel, with some of the time
+    around the pass, so that short passes count as interrupted earlier. It is at most the pass.
     """
     if threads == 1:
         return max(0.0, one.seconds - one.cpu_s)
-    return one.wait_s
+    return min(max(0.0, one.wait_s), one.seconds)
 
 
 def seconds_by_input(bursts: list[Burst]) -> list[list[float]]:

@@ -139,9 +139,16 @@ def limit_positions(directory: Path) -> None:
     path.write_text(json.dumps(config | {"max_position_embeddings": 100}))
 
 
+def cut_graph(directory: Path) -> None:
+    (graph,) = directory.glob("onnx/*.onnx")
+    graph.write_bytes(graph.read_bytes()[:1000])
+    (directory / "stage.json").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     "spoil, expected",
     [
+        (cut_graph, "failed to load"),
         (delete_tokenizer, "must contain config.json, tokenizer.json and"),
         (delete_tokenizer_config, "tokenizer_config.json next to its model"),
         (break_config, "config.json cannot be read as a JSON object"),

@@ -73,6 +73,8 @@ def test_a_single_thread_is_interrupted_if_its_cpu_time_is_less_than_its_time():
     assert latency.interrupted_s(one._replace(cpu_s=0.011), threads=1) == 0.0
     several = latency.Pass(seconds=0.010, cpu_s=0.019, wait_s=0.002)
     assert latency.interrupted_s(several, threads=2) == 0.002
+    assert latency.interrupted_s(several._replace(wait_s=0.5), threads=2) == 0.010  # at most all
+    assert latency.interrupted_s(several._replace(wait_s=-0.1), threads=2) == 0.0
 
 
 def test_both_speedups_of_a_row_are_withheld():

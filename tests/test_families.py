@@ -90,3 +90,20 @@ def test_an_unsupported_encoder_is_refused_before_training(changes, said, tmp_pa
         check_start(str(folder), "--teacher_path", TASK, 64)
     (line,) = raised.value.lines
     assert line.startswith(f"--teacher_path is {folder}, but ") and said in line
+
+
+def test_one_text_as_long_as_the_relative_positions_is_scored_on_its_tokens(tmp_path):
+    save_family("deberta-v2", tmp_path, SHAPE)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    model.base_model.encoder.pos_ebd_size = 8
+    length = 2 * model.base_model.encoder.pos_ebd_size
+    ids = torch.arange(5, 5 + length).repeat(2, 1)
+    ids[1] += 3
+    batches = []
+    for rows in (ids[:1], ids[1:], ids):
+        batches.append({"input_ids": rows, "attention_mask": torch.ones_like(rows)})
+    linears = encoder_linears(model)
+    apart = input_norms(model, linears, batches[:2])
+    together = input_norms(model, linears, batches[2:])
+    for name in linears:
+        assert torch.allclose(apart[name], together[name], rtol=1e-4), name

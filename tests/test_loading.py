@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import benchmark
 import inference
 from compression_config import Options
+from encoders.loading import load_weights
 from encoders.model_files import UnusableModel
 from encoders.pretrained import check_tokenizer, load_pretrained
 from encoders.saved_models import load_saved_model
@@ -601,3 +602,37 @@ def test_a_served_model_must_name_each_label(names, model_dir):
     change_config(model_dir, id2label=names)
     with pytest.raises(UserError, match="must name two labels or more in id2label"):
         inference.load(model_dir, "torch", threads=1)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model."])
+def test_a_second_copy_of_the_weights_does_not_replace_the_first(prefix, intact, model_dir):
+    path = model_dir / "model.safetensors"
+    tensors = load_file(path)
+    copies = {f"{prefix}{name}": tensor + 1 for name, tensor in tensors.items()}
+    save_file(tensors | copies, path, {"format": "pt"})
+    model, _ = load_weights(str(model_dir), allow_new_head=False)
+    for name, tensor in load_file(intact / "model.safetensors").items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_two_wrapped_copies_of_the_weights_are_refused(model_dir):
+    path = model_dir / "model.safetensors"
+    tensors = load_file(path)
+    copies = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    copies |= {f"model.{name}": tensor + 1 for name, tensor in tensors.items()}
+    save_file(copies, path, {"format": "pt"})
+    with pytest.raises(UnusableModel, match="several copies of the model, named model. and module"):
+        load_weights(str(model_dir), allow_new_head=False)
+
+
+def test_a_leftover_copy_of_an_embedding_is_ignored(model_dir):
+    rows = load_file(model_dir / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    change_weight(model_dir, "bert.embeddings.word_embeddings._weight", rows + 1)
+    model, _ = load_weights(str(model_dir), allow_new_head=False)
+    assert torch.equal(model.get_input_embeddings().weight, rows)
+
+
+def test_the_counter_of_an_averaged_model_is_no_quantized_weight(model_dir):
+    rename_weights(model_dir, lambda name: f"module.{name}")
+    change_weight(model_dir, "n_averaged", torch.tensor(3))
+    check_run(teacher_path=str(model_dir), student_path="teacher:1")

@@ -122,3 +122,15 @@ def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_after_loading(tmp_p
     assert tokenizer(["ba be", "ba"], padding=True)["attention_mask"][1] == [1, 1, 1, 0]
     saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert saved["padding_side"] == "right"
+
+
+def test_a_text_without_tokens_is_computed_as_one_masked_token():
+    seen = []
+
+    def forward(batch):
+        seen.append(batch["attention_mask"].tolist())
+        return np.zeros((len(batch["input_ids"]), 2), np.float32)
+
+    in_groups(forward, single_rows)(make_collate(0)([[5, 6], []]))
+    assert sorted(seen) == [[[0]], [[1, 1]]]
+    assert make_collate(0)([[], []])["input_ids"].tolist() == [[0], [0]]
