@@ -30,6 +30,7 @@ from corpus.input_files import (
     find_format,
     is_stream,
     open_rows,
+    table_columns,
 )
 from corpus.prediction_files import (
     LABEL_SEPARATOR,
@@ -344,11 +345,8 @@ def plan_job(options: argparse.Namespace, file: RowFile) -> Job:
 
 def is_table_with(path: str, column: str | None) -> bool:
     """Whether a .txt file is a delimited table with this column, as training reads .txt files."""
-    try:
-        with open_rows(path, "--input", "csv", keep_invalid=True) as file:
-            return len(file.columns) > 1 and column in file.columns
-    except UserError:  # not a table
-        return False
+    columns = table_columns(path)
+    return len(columns) > 1 and column in columns
 
 
 def run_job(options: argparse.Namespace) -> Summary:

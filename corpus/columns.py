@@ -195,18 +195,22 @@ def read_options(options: Options) -> ReadOptions:
     return ReadOptions(not options.no_header, int(options.max_input_gb * BYTES_PER_GB))
 
 
-def check_header(rows: FileRows, flag: str, options: Options) -> None:
+def check_header(
+    rows: FileRows, flag: str, options: Options, known_columns: list[str] | None = None
+) -> None:
     """UserError if the first line of a file is not a header, but a row, or if a line repeats it.
 
-    A header that `--text_column` or `--label_columns` names is one.
+    A header that `--text_column` or `--label_columns` names is one, and so is one of
+    `known_columns`.
     """
     if options.no_header or not is_delimited(rows.path):
         return
     problem = repeated_header_problem(rows)
     if problem:
         raise UserError(f"{flag} is {rows.path}, but {problem}")
+    names = rows.table.column_names
     named = {options.text_column, *(options.label_columns or ())}
-    if named & set(rows.table.column_names):
+    if named & set(names) or names == known_columns:
         return
     row_cell, class_name = row_like_names(rows.table)
     if row_cell is not None:
@@ -256,7 +260,7 @@ def read_files(options: Options) -> tuple[pa.Table, RowPlaces]:
     for split, path in paths.items():
         if path:
             held_out = read_rows(path, f"--{split}_path", reading)
-            check_header(held_out, f"--{split}_path", options)
+            check_header(held_out, f"--{split}_path", options, rows.table.column_names)
             check_same_columns(held_out.table, path, split, rows.table.column_names)
             split_column = pa.repeat(pa.scalar(split, pa.large_string()), len(held_out.table))
             selected = held_out.table.select(rows.table.column_names)

@@ -201,6 +201,20 @@ def check_signature(head: bytes) -> None:
             raise UnreadableFile(f"it is {file_type}")
 
 
+def guess_text_file(file: TextFile) -> TextFile:
+    """The file with an encoding that fits its first bytes; what does not fit is replaced."""
+    with open(file.path, "rb") as raw:
+        head = decompress(raw, file.codec).read(HEAD_BYTES)
+    check_signature(head)
+    encoding, mark_bytes = guess_encoding(head)
+    if encoding == "utf-8":
+        try:
+            codecs.getincrementaldecoder(encoding)().decode(head)
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+    return replace(file, encoding=encoding, mark_bytes=mark_bytes, errors="replace")
+
+
 def detect_encoding(file: TextFile, *, keep_invalid: bool = False) -> TextFile:
     """The file with its encoding, detected from all of its bytes.
 

@@ -7,6 +7,7 @@ it and continues (`engines.file_scoring`).
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
 import os
@@ -28,11 +29,13 @@ from corpus.encodings import (
     UnreadableFile,
     detect_encoding,
     format_of_name,
+    guess_text_file,
     open_text,
 )
 from corpus.parquet_rows import open_parquet_rows
 from corpus.quoting import QuoteEvidence, detect_quoting
 from corpus.row_formats import (
+    DELIMITERS,
     SAMPLE_CHARS,
     CsvLayout,
     Row,
@@ -44,6 +47,7 @@ from corpus.row_formats import (
     long_csv_cells,
     open_csv_rows,
     open_json_rows,
+    read_first_record,
 )
 from runtime.command_line import unreadable_reason
 from runtime.errors import UserError, escape_unprintable
@@ -143,9 +147,9 @@ def open_stream_rows(stream: BinaryIO, file_format: str, *, has_header: bool) ->
 
     if file_format in DELIMITED:
         lines = RowLines(text)
-        first_line = next((line for line in lines if line.strip()), "")
-        lines.reread_after(0)
-        layout = detect_layout(first_line, is_cut=False, has_header=has_header)
+        is_tsv = file_format == "tsv"
+        record = read_first_record(lines, "\t" if is_tsv else DELIMITERS)
+        layout = detect_layout(record, is_cut=False, has_header=has_header, prefers_tabs=is_tsv)
         return open_csv_rows(lines, layout, position, QuoteEvidence(layout))
     if file_format == "jsonl":
         file = open_json_rows(OpenText(text, position))
@@ -155,12 +159,29 @@ def open_stream_rows(stream: BinaryIO, file_format: str, *, has_header: bool) ->
     return RowFile(line_rows(text), ("text",), position)
 
 
-def read_layout(file: TextFile, *, has_header: bool) -> CsvLayout:
+def table_columns(path: str) -> tuple[str, ...]:
+    """The columns of a delimited file, judged by its beginning; empty if it cannot be read."""
+    text_file = TextFile(Path(path), CODECS.get(Path(path).suffix.lower()))
+    try:
+        with long_csv_cells(), open_text(guess_text_file(text_file), newline_mode("csv")) as text:
+            sample = text.lines.read(SAMPLE_CHARS)
+        layout = detect_layout(sample, is_cut=len(sample) == SAMPLE_CHARS, has_header=True)
+    except (UnreadableFile, OSError, csv.Error):
+        return ()
+    return layout.columns
+
+
+def read_layout(file: TextFile, file_format: str, *, has_header: bool) -> CsvLayout:
     """How a delimited file is read, judged by all of it; a note if its quotes are part of texts."""
     newline = newline_mode("csv")
     with open_text(file, newline) as text:
         sample = text.lines.read(SAMPLE_CHARS)
-    layout = detect_layout(sample, is_cut=len(sample) == SAMPLE_CHARS, has_header=has_header)
+    layout = detect_layout(
+        sample,
+        is_cut=len(sample) == SAMPLE_CHARS,
+        has_header=has_header,
+        prefers_tabs=file_format == "tsv",
+    )
     with open_text(file, newline) as text:
         is_quoted, note = detect_quoting(RowLines(text.lines), layout)
     if note:
@@ -187,7 +208,7 @@ def open_file_rows(
     newline = newline_mode(file_format)
     keys: tuple[str, ...] = ()
     if file_format in DELIMITED:
-        layout = read_layout(text_file, has_header=options.has_header)
+        layout = read_layout(text_file, file_format, has_header=options.has_header)
     elif file_format == "jsonl" and find_keys:
         with open_text(text_file, newline) as text:
             keys = tuple(all_keys(open_json_rows(text).rows))

@@ -120,7 +120,7 @@ class QuoteEvidence:
         if is_suspect and self.are_alike(lines):
             self.alike_lines = max(self.alike_lines, len(lines))
         if len(cells) == self.width:
-            self.quoted += self.shows_quoting(text, len(lines), is_suspect=is_suspect)
+            self.quoted += self.shows_quoting(text, len(lines), could_be_rows=could_be_rows)
             self.enclosed += self.quoted_cell.search(text) is not None
         if not is_suspect and '"' in self.quoted_cell.sub(r"\1", text):
             self.inner = self.inner or number
@@ -144,14 +144,14 @@ class QuoteEvidence:
             self.is_noted = True
             log.warning("note: the input %s", note)
 
-    def shows_quoting(self, text: str, line_count: int, *, is_suspect: bool) -> bool:
+    def shows_quoting(self, text: str, line_count: int, *, could_be_rows: bool) -> bool:
         """Whether a row has a quoted cell that would not be quoted in a text."""
         matches = self.quoted_cell.findall(text)
         for _, content in matches:
             has_line_break = "\n" in content or "\r" in content
             if '""' in content and not (self.has_tabs and has_line_break):
                 return True
-        if is_suspect:
+        if could_be_rows:
             return False
         is_all_quoted = self.width > 1 and len(matches) == self.width
         return is_all_quoted or line_count > 1 or text.count(self.delimiter) >= self.width

@@ -112,11 +112,22 @@ class CsvLayout(NamedTuple):
     is_quoted: bool = True  # whether a cell that starts with a quote ends with one
 
 
-def detect_layout(sample: str, *, is_cut: bool, has_header: bool) -> CsvLayout:
+def header_names(cells: list[str]) -> tuple[str, ...]:
+    """The names of the columns in a header; UnreadableFile if two are equal."""
+    try:
+        return tuple(clean_column_names(cells))
+    except UnreadableFile as error:
+        raise UnreadableFile(f"{error}; give --no_header if that line is a row") from error
+
+
+def detect_layout(
+    sample: str, *, is_cut: bool, has_header: bool, prefers_tabs: bool = False
+) -> CsvLayout:
     """The delimiter that fits the first rows best, and the columns.
 
-    They are called column_1, column_2 ... without a header. UnreadableFile if there is no row, or
-    if a cut sample contains only a part of the first one.
+    With `prefers_tabs`, it is the tab if that splits the first row. Columns are called column_1,
+    column_2 ... without a header. UnreadableFile if there is no row, or if a cut sample contains
+    only a part of the first one.
     """
     parsed = {}
     for delimiter in DELIMITERS:
@@ -124,6 +135,8 @@ def detect_layout(sample: str, *, is_cut: bool, has_header: bool) -> CsvLayout:
         rows = [row for row in reader if row]
         parsed[delimiter] = rows[:-1] if is_cut else rows
     best = max(DELIMITERS, key=lambda delimiter: delimiter_score(parsed[delimiter]))
+    if prefers_tabs and parsed["\t"] and len(parsed["\t"][0]) > 1:
+        best = "\t"
     if not parsed[best]:
         if sample.strip():
             raise UnreadableFile(f"its header is longer than {SAMPLE_CHARS} characters")
@@ -132,10 +145,42 @@ def detect_layout(sample: str, *, is_cut: bool, has_header: bool) -> CsvLayout:
     if not has_header:
         names = [f"column_{number}" for number in range(1, len(cells) + 1)]
         return CsvLayout(best, tuple(names), "")
-    columns = tuple(clean_column_names(cells))
+    columns = header_names(cells)
     numbered_lines = enumerate(io.StringIO(sample, newline=""), 1)
     number, header = next(pair for pair in numbered_lines if pair[1].strip("\r\n"))
     return CsvLayout(best, columns, header.rstrip("\r\n"), number)
+
+
+def is_whole_record(text: str, delimiters: str) -> bool:
+    """Whether no quoted cell is open at the end of a text, whichever of `delimiters` it has."""
+    for delimiter in delimiters:
+        try:
+            list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                return False
+    return True
+
+
+def read_first_record(lines: RowLines, delimiters: str) -> str:
+    """The first row of a stream, which is read again later.
+
+    It may have several lines; it is one line if its quote is not closed within SAMPLE_CHARS.
+    """
+    lines.start_row()
+    text = ""
+    first_line = ""
+    for line in lines:
+        text += line
+        if not text.strip():
+            continue
+        first_line = first_line or text
+        if len(text) > SAMPLE_CHARS or is_whole_record(text, delimiters):
+            break
+    lines.reread_after(0)
+    if len(text) > SAMPLE_CHARS or not is_whole_record(text, delimiters):
+        return first_line
+    return text
 
 
 def csv_error(error: csv.Error) -> str:

@@ -66,6 +66,16 @@ READABLE = [  # name, content, columns
     ("utf16.tsv.gz", gzip.compress(PLAIN.replace(",", "\t").encode("utf-16")), COLUMNS),
     ("semicolon.csv", PLAIN.replace(",", ";"), COLUMNS),
     ("tab.tsv", PLAIN.replace(",", "\t"), COLUMNS),
+    (
+        "commas_in_texts.tsv",
+        "a\tb\n" + "x, y, z\t1\n" * 3 + "x, y\t2\n",
+        {"a": ["x, y, z"] * 3 + ["x, y"], "b": ["1"] * 3 + ["2"]},
+    ),
+    (
+        "as_many_commas_as_tabs.tsv",
+        "a,b,c\td\n" + "x,y,z\t1\n" * 3,
+        {"a,b,c": ["x,y,z"] * 3, "d": ["1"] * 3},
+    ),
     ("pipe.txt", PLAIN.replace(",", "|"), COLUMNS),
     ("comma.txt", PLAIN, COLUMNS),
     (
@@ -222,7 +232,11 @@ UNREADABLE = [  # name, content or None for no file, beginning of the error
     ("blank.csv", "\n\n  \n".replace(" ", ""), "it has no rows"),
     ("nothing.csv.gz", gzip.compress(b""), "it has no rows"),
     ("header_only.csv", "a,b\n", "it has no rows"),
-    ("duplicates.csv", "a, a,b,b\n1,2,3,4", "its header names a, b more than once"),
+    (
+        "duplicates.csv",
+        "a, a,b,b\n1,2,3,4",
+        "its header names a, b more than once; give --no_header if",
+    ),
     ("short_row.csv", 'a,b\n"x\n\ny",1\n\nz\n', "line 6 has 1 fields instead of 2"),
     ("long_row.csv", "a,b\n1,2\n1,2,3\n", "line 3 has 3 fields instead of 2"),
     (

@@ -16,7 +16,7 @@ from counting_engine import LABELS, CountingEngine, expected_cells, expected_pre
 
 import inference
 from corpus import row_formats
-from corpus.input_files import find_format, open_rows
+from corpus.input_files import ReadOptions, find_format, open_rows
 from corpus.prediction_files import find_output_format, free_name, prediction_columns
 from corpus.row_formats import Row
 from engines import file_scoring
@@ -376,6 +376,34 @@ def test_a_stream_in_which_a_row_may_be_several_is_refused_there(tmp_path, monke
         for row in file.rows:
             read.append(row.values["text"])
     assert read == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "content", "rows"),
+    [
+        ("tsv", "a, b; c, d\t1\ne\t0\n", [["a, b; c, d", "1"], ["e", "0"]]),
+        ("csv", '\n"a\nb, c",1\n"d",0\n', [["a\nb, c", "1"], ["d", "0"]]),
+        ("csv", '5" disk,1\nd,0\n', [['5" disk', "1"], ["d", "0"]]),
+        ("tsv", '"a\nb"\t1\n', [["a\nb", "1"]]),
+    ],
+)
+def test_a_stream_without_a_header_is_split_as_its_first_row(
+    file_format, content, rows, monkeypatch
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    options = ReadOptions(has_header=False)
+    with open_rows("-", "--input", file_format, options=options) as file:
+        assert [list((row.values or {}).values()) for row in file.rows] == rows
+
+
+def test_a_letter_in_a_stream_is_one_row(monkeypatch, caplog):
+    content = b'text,label\na,x\n"Hello, Bob\nsee you",x\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with open_rows("-", "--input", "csv") as file:
+        assert [row.values["text"] for row in file.rows] == ["a", "Hello, Bob\nsee you"]
+    assert messages(caplog) == [
+        "note: the input has a quote from line 3 to line 4, which are read as one row"
+    ]
 
 
 def test_only_the_first_twenty_rows_with_errors_are_logged(tmp_path, caplog):

@@ -101,6 +101,37 @@ def test_a_header_in_the_middle_of_a_file_is_refused_with_its_line(tmp_path):
         read_corpus(options)
 
 
+def test_a_held_out_file_that_repeats_the_header_is_refused_with_its_line(tmp_path):
+    options = write(tmp_path, "text,label", *LABELED_ROWS)
+    (tmp_path / "test.csv").write_text("text,label\na text,1\ntext,label\nanother,0\n")
+    options = dataclasses.replace(options, test_path=str(tmp_path / "test.csv"))
+    with pytest.raises(UserError, match="--test_path is .*, but line 3 repeats the header"):
+        read_corpus(options)
+
+
+def test_a_held_out_file_without_a_header_is_refused_as_such(tmp_path):
+    options = write(tmp_path, "text,label", *LABELED_ROWS)
+    (tmp_path / "test.csv").write_text("a text,1\nanother,0\na third,1\n")
+    options = dataclasses.replace(options, test_path=str(tmp_path / "test.csv"))
+    with pytest.raises(UserError, match="--test_path is .*, but its first line looks like a row"):
+        read_corpus(options)
+
+
+def test_the_same_header_in_two_files_is_judged_once(tmp_path, caplog):
+    rows = [f"{text},{('other', 'hate')[i % 2]}" for i, text in enumerate(TEXTS)]
+    options = write(tmp_path, "post,hate", *rows)
+    (tmp_path / "test.csv").write_text("post,hate\na text,hate\nanother,other\n")
+    options = dataclasses.replace(options, test_path=str(tmp_path / "test.csv"))
+    assert len(read_corpus(options).rows) == 62
+    assert len(caplog.messages) == 1 and "'hate' is also a value" in caplog.text
+
+
+def test_two_equal_labels_in_place_of_the_header_hint_at_no_header(tmp_path):
+    options = write(tmp_path, *(f"{row},1,1" for row in LABELED_ROWS))
+    with pytest.raises(UserError, match="header names 1 more than once; give --no_header if that"):
+        read_corpus(options)
+
+
 def test_every_file_of_a_run_is_read_without_a_header(tmp_path):
     options = write(tmp_path, *LABELED_ROWS)
     with gzip.open(tmp_path / "test.csv.gz", "wt") as file:

@@ -22,6 +22,7 @@ from served_models import CLASSES, TEXTS, build_multi_label_model, build_two_cla
 from tiny_models import WORDS
 
 import inference
+from corpus.input_files import table_columns
 from engines import autoselect, file_scoring
 from engines.classifier import load
 from inference import main
@@ -189,6 +190,21 @@ def test_a_txt_file_with_the_trained_column_is_a_table_and_another_one_is_lines(
     assert main(arguments(model_copy, tmp_path / "lines.txt", tmp_path / "lines.csv")) == 0
     written = read_rows(tmp_path / "lines.csv")
     assert [row[0] for row in written] == ["text", "ba, be", "bi, bo"]
+
+
+def test_quotes_in_lines_of_text_are_not_judged_as_a_table(model, tmp_path, caplog):
+    lines = ['He said, "hello"', '"Quoted" start, of a line', "plain, line"] * 3
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+    assert main(arguments(model, tmp_path / "lines.txt", tmp_path / "lines.csv")) == 0
+    assert [row[0] for row in read_rows(tmp_path / "lines.csv")[1:]] == lines
+    assert "quot" not in caplog.text.replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8-sig"])
+def test_the_columns_of_a_table_are_found_in_its_beginning(encoding, tmp_path):
+    (tmp_path / "table.txt").write_bytes("Kommentär;n\nba be;1\n".encode(encoding))
+    assert table_columns(str(tmp_path / "table.txt")) == ("Kommentär", "n")
+    assert table_columns(str(tmp_path / "missing.txt")) == ()
 
 
 def test_an_output_that_was_labeled_can_be_labeled_again(model, tmp_path):

@@ -319,7 +319,7 @@ def test_a_finished_teacher_with_other_labels_is_refused(refused, tmp_path):
         ("batch: 1\nbatch: 2", "batch is given twice"),
         ("just words", "must contain lines such as"),
         ("batch: [1", "cannot be read as YAML"),
-        ("batch: " + "[" * 3000, "cannot be read as YAML: maximum recursion depth exceeded"),
+        ("batch: " + "[" * 3000, "cannot be read as YAML: it is nested too deeply"),
         ("? [batch, seed]\n: 1", "its keys must be names of options"),
         ("{batch: 1}: 2", "its keys must be names of options"),
         ("config: other.yaml", "'config' is not an option of that file"),
