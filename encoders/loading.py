@@ -119,7 +119,7 @@ def wrapper_renaming(model: PreTrainedModel, info: dict[str, Any]) -> dict[str, 
     if len(prefixes) > 1:
         named = " and ".join(sorted(prefixes))
         raise UnusableModel(
-            f"its weights have several copies of the model, named {named}; keep the one that you mean"
+            f"its weights have several copies of the model, named {named}; keep only one of them"
         )
     for prefix in prefixes:
         renaming["^" + re.escape(prefix)] = ""

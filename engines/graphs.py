@@ -45,6 +45,8 @@ ONNX_INT4_GROUP_SIZE = 128  # weights that share a scale of four bytes
 # Of an ONNX graph whose weights are part of the file: a protobuf message cannot exceed 2 GiB.
 MAX_GRAPH_BYTES = 1_900_000_000
 
+NUMBERED_NAME = re.compile(r"([A-Za-z]+)(?:_\d+)+(?=/|$)")  # the start of a node's name
+
 CALIBRATION_BATCH = 8  # texts
 
 CALIBRATION_MERGE_BATCHES = 64  # batches whose activation ranges are in memory at once
@@ -400,9 +402,24 @@ def _save_openvino(model: Any, target: Path, **options: Any) -> None:
     """Save without whitespace between XML tags, a sixth of the .xml file."""
     import openvino
 
+    _number_nodes_(model)
     openvino.save_model(model, target, **options)
     xml = target.read_text(encoding="utf-8")
     target.write_text(re.sub(r">\s+<", "><", xml), encoding="utf-8")
+
+
+def _number_nodes_(model: Any) -> None:
+    """Number the nodes that OpenVINO named, such as `Constant_117499`, in the order of the graph.
+
+    OpenVINO counts all nodes of a process, so that a graph would depend on the graphs made before.
+    """
+    new_names: dict[str, str] = {}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        match = NUMBERED_NAME.match(name)
+        if match:
+            new_name = new_names.setdefault(match[0], f"{match[1]}_{len(new_names)}")
+            node.set_friendly_name(new_name + name[match.end() :])
 
 
 @contextmanager

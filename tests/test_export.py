@@ -355,3 +355,17 @@ def test_every_format_of_every_family_and_head_reloads_in_a_fresh_process(tmp_pa
         assert np.abs(logits - job.expected).mean() < job.tolerance, (
             f"{job.format_name} of {job.directory}"
         )
+
+
+@pytest.mark.parametrize("row", [row for row in GRAPHS if row.startswith("openvino")])
+def test_a_graph_does_not_depend_on_those_written_before(row, tiny_models, tmp_path):
+    source = tmp_path / "model.onnx"
+    graphs.write_onnx(tiny_models.parent("bert"), source)
+    calibration = graphs.Calibration(tiny_models.parent("bert"), TEXTS, MAX_LENGTH)
+    contents = []
+    for number in range(2):
+        target = tmp_path / str(number) / "model.xml"
+        target.parent.mkdir()
+        GRAPHS[row].write(source, target, calibration, ())
+        contents.append([target.read_bytes(), target.with_suffix(".bin").read_bytes()])
+    assert contents[0] == contents[1]

@@ -342,4 +342,11 @@ FAULTS = (
         new="        if False:\n",
         tests="tests/test_finite.py -k linear_baseline",
     ),
+    Fault(
+        name="the names of a graph's nodes depend on the graphs written before",
+        file="engines/graphs.py",
+        old="    _number_nodes_(model)\n",
+        new="",
+        tests="tests/test_export.py -k written_before",
+    ),
 )
