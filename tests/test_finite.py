@@ -171,7 +171,7 @@ def test_a_model_with_a_weight_that_is_not_finite_is_not_saved(sound_dir, tmp_pa
 
 
 def test_a_linear_baseline_with_a_coefficient_that_is_not_finite_is_not_written(tmp_path):
-    pipeline = new_pipeline(multi_label=False, seed=0).fit(["a", "b", "a b"] * 9, [0, 1, 1] * 9)
+    pipeline = new_pipeline(multi_label=False).fit(["a", "b", "a b"] * 9, [0, 1, 1] * 9)
     pipeline[-1].coef_[0, 1] = NAN
     line = refusal(write_linear, pipeline, tmp_path)
     assert line == "the linear baseline: a value of coefficients is not finite (nan or inf)"

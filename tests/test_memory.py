@@ -77,6 +77,8 @@ INVALIDATES = {  # option -> the stages, without baselines, that it invalidates
     "max_f1_drop": set(LEAVES),
     "quant_auto": set(LEAVES),
     "augment": ALL - {"teacher"},
+    "no_header": ALL,
+    "max_input_gb": set(),
     "pipeline": set(),
     "run_ablation": set(),
     "experiment": set(),
@@ -110,6 +112,7 @@ FROM_THE_FILE = {
     "test_path",
     "unlabeled_path",
     "augment",
+    "no_header",
 }
 
 

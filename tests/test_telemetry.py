@@ -27,6 +27,7 @@ for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "create_connect
 
 # every library that can report, used as an export and a scoring use it
 EXPORT_AND_SCORE = """
+import shutil
 import sys
 from pathlib import Path
 import engines.graphs as graphs
@@ -37,6 +38,7 @@ parent, out = Path(sys.argv[1]), Path(sys.argv[2])
 save_pruned_model("bert", parent)
 save_tokenizer("bert", parent)
 save_tokenizer("bert", out)
+shutil.copy2(parent / "config.json", out)
 graphs.write_onnx(parent, out / "model.onnx")
 calibration = graphs.Calibration(out, TEXTS[:8], MAX_LENGTH)
 for name, write in (
