@@ -158,6 +158,7 @@ def time_epoch(
         trainer = trainer_class(
             loss,
             None,
+            settings,
             model=student,
             args=arguments,
             train_dataset=tokenize_train(rows, tokenizer, options.max_length, folder),

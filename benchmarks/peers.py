@@ -46,7 +46,7 @@ def load_torch_bfloat16(
         with torch.inference_mode():
             return model(**tensors).logits.float().numpy()
 
-    return graph_engine(model_dir, max_length, INPUT_NAMES, run)
+    return graph_engine(model_dir, max_length, INPUT_NAMES, run, grouping=None)
 
 
 def load_openvino_with_defaults(
@@ -63,4 +63,4 @@ def load_openvino_with_defaults(
     def run(batch: dict[str, np.ndarray]) -> np.ndarray:
         return request.infer(batch)[output].copy()
 
-    return graph_engine(model_dir, max_length, INPUT_NAMES, run)
+    return graph_engine(model_dir, max_length, INPUT_NAMES, run, grouping=None)
