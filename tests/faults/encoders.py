@@ -224,6 +224,7 @@ FAULTS = (
         old="        new_ids = halves.get(pending.pop(), set()) - ids",
         new="        new_ids = {pending.pop()} - ids",
         tests=f"{STRUCTURED} -k 'merged_from or changes_no_logit'",
+        raises="RuntimeError",
     ),
     Fault(
         name="Unigram loses the token of the least score",

@@ -243,6 +243,7 @@ FAULTS = (
         old="if name not in encoder or module.in_features",
         new="if module.in_features",
         tests="tests/test_quantization.py -k head",
+        raises="KeyError",
     ),
     Fault(
         name="an evaluation of logits that are not finite",

@@ -98,6 +98,7 @@ FAULTS = (
         old='usage = count_usage(backend, text_chunks(splits["train"]))',
         new='usage = count_usage(backend, text_chunks(splits["validation"]))',
         tests="tests/test_leaks.py -k trimmed",
+        raises="RuntimeError",
     ),
     Fault(
         name="Wanda's norms of validation texts",

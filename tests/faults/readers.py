@@ -246,6 +246,7 @@ FAULTS = (
         old="        if not row.error:\n            added =",
         new="        if len(rows) < len(values):\n            added =",
         tests=f"{FILES} -k rows_with_errors",
+        raises="StopIteration",
     ),
     # The fastest format
     Fault(

@@ -193,6 +193,7 @@ FAULTS = (
         old="        *tokenizer_files(model_dir),\n",
         new="",
         tests="tests/test_figures.py -k bytes",
+        raises="FileNotFoundError",
     ),
     Fault(
         name="the ratio of archives is inverted",
