@@ -24,7 +24,7 @@ from engines.latency import measure
 from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
 from reporting.results import aligned_table
 from runtime.command_line import ArgumentParser, convert
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.exit_codes import run_command
 from runtime.logs import set_up_process
 from runtime.machine import machine_description
@@ -104,33 +104,22 @@ def formats_to_time(directory: Path, max_length: int) -> list[str]:
         check_transformer(directory, max_length)
     for format_name in formats:
         check_unchanged(directory, format_name, "DIR")
-        if format_name == "torch":
-            check_weights(directory)
-        else:
-            check_loads(directory, format_name, max_length)
+        check_loads(directory, format_name, max_length)
     return formats
-
-
-def check_weights(directory: Path) -> None:
-    """Raise UserError if the PyTorch format has weights that are missing or do not fit."""
-    from encoders.loading import load_weights
-    from encoders.model_files import UnusableModel
-
-    try:
-        load_weights(str(directory), allow_new_head=False)
-    except UnusableModel as error:
-        raise UserError(f"DIR is {directory}, but {error}") from None
 
 
 def check_loads(directory: Path, format_name: str, max_length: int) -> None:
     """Raise UserError if a format does not load, or does not compute a text."""
+    from encoders.model_files import UnusableModel
+
     try:
         engine = load_engine(directory, format_name, max_length)
         engine.forward(engine.encode([SENTENCES[0]]))
+    except UnusableModel as error:
+        raise UserError(f"DIR is {directory}, but {error}") from None
     except Exception as error:  # each engine raises its own types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"DIR is {directory}, but its {format_name} failed to load: {reason}"
+            f"DIR is {directory}, but its {format_name} failed to load: {first_line(error)}"
         ) from None
 
 

@@ -28,7 +28,7 @@ from corpus.input_files import (
     reading_errors,
 )
 from corpus.parquet_rows import arrow_errors, bounded_batches, check_decoded_size, open_parquet
-from corpus.row_formats import NumberText, Row, RowFile, clean_column_names
+from corpus.row_formats import NumberText, Row, RowFile, clean_column_names, row_groups
 from runtime.errors import UserError, escape_unprintable
 
 log = logging.getLogger(__name__)
@@ -105,21 +105,6 @@ def checked_values(row: Row, file: RowFile) -> dict[str, str | None]:
         raise UnreadableFile(f"{file.unit} {row.number} {error}") from error
 
 
-def row_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows in groups of BATCH_ROWS, fewer if they have BATCH_CHARS characters."""
-    batch: list[Row] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += row.size
-        if len(batch) == BATCH_ROWS or size >= BATCH_CHARS:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
-
-
 def text_tables(
     path: str, flag: str, file_format: str | None, options: ReadOptions
 ) -> Iterator[FileRows]:
@@ -129,7 +114,7 @@ def text_tables(
         progress_bar(path, file.total, "B") as bar,
     ):
         names = dict.fromkeys(file.columns)
-        for rows in row_batches(file.rows):
+        for rows in row_groups(file.rows, BATCH_ROWS, BATCH_CHARS):
             bar.update(file.position() - bar.n)
             with reading_errors(flag, path):
                 values = [checked_values(row, file) for row in rows]

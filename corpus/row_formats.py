@@ -33,6 +33,21 @@ class Row(NamedTuple):
     error: str = ""  # a predicate, such as "has 3 fields instead of 2"
 
 
+def row_groups(rows: Iterable[Row], max_rows: int, max_chars: int) -> Iterator[list[Row]]:
+    """Rows in groups of `max_rows`, or of fewer with `max_chars` characters; read one at a time."""
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += row.size
+        if len(group) == max_rows or size >= max_chars:
+            yield group
+            group = []
+            size = 0
+    if group:
+        yield group
+
+
 @dataclass(frozen=True)
 class RowFile:
     """An open file of rows."""

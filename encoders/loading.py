@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from encoders.family_table import check_positions
 from encoders.model_files import COUNTERS, UnusableModel
+from runtime.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,6 @@ def call_from_pretrained(
 def log_once(message: str) -> None:
     """Log a note; the same note is logged once per process."""
     log.warning("note: %s", message)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # Wrappers

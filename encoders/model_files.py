@@ -190,15 +190,17 @@ def check_model_files(directory: Path) -> None:
     check_vocabulary_files(directory)
 
 
-def check_served_tokenizer(directory: Path, tokenizer: Any, config: dict[str, Any]) -> None:
+def check_served_tokenizer(directory: Path, tokenizer: Any, config: dict[str, Any]) -> int:
     """Refuse a `tokenizers.Tokenizer` that does not belong to the model in `directory`.
 
-    `config` is the content of tokenizer_config.json; only `pad_token` is read.
+    Returns the id of its padding token. `config` is the content of tokenizer_config.json; only
+    `pad_token` is read, which is a string or an object.
     """
     pad_token = config.get("pad_token")
     if isinstance(pad_token, dict):
         pad_token = pad_token.get("content")
-    if not isinstance(pad_token, str) or tokenizer.token_to_id(pad_token) is None:
+    pad_id = tokenizer.token_to_id(pad_token) if isinstance(pad_token, str) else None
+    if pad_id is None:
         raise UnusableModel(
             'its tokenizer has no padding token; name one as "pad_token" in tokenizer_config.json'
         )
@@ -209,3 +211,4 @@ def check_served_tokenizer(directory: Path, tokenizer: Any, config: dict[str, An
             f"its tokenizer has {count} tokens, and its embedding only {rows} rows; add the "
             "tokenizer files of the same model"
         )
+    return pad_id

@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from encoders.family_table import check_family
-from encoders.loading import first_line, load_weights
+from encoders.loading import load_weights
 from encoders.model_files import UnusableModel, check_quantization
 from encoders.saved_heads import check_finished_head, fit_head_
 from encoders.specs import check_directory
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from task import Task
 
 HUB_TIMEOUT_S = 5

@@ -32,7 +32,7 @@ from engines.engine import (
     serving_files,
 )
 from engines.linear import LINEAR_NAME, OLD_LINEAR_NAME
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.files import file_sha256, json_digest
 from runtime.finite import check_logits
 from task import decide, probabilities
@@ -270,9 +270,8 @@ def load_format(model_dir: Path, format_name: str, threads: int) -> Classifier:
         engine = load_engine(model_dir, format_name, max_length, threads)
         shape = engine.forward(engine.encode(list(TIMING_TEXTS[:1]))).shape
     except Exception as error:  # each engine raises its own types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnservableFormat(
-            f"--engine is {format_name}, but it failed to load: {reason}"
+            f"--engine is {format_name}, but it failed to load: {first_line(error)}"
         ) from error
     if shape != (1, len(labels)):
         raise UnservableFormat(

@@ -454,9 +454,8 @@ def read_tokenizer(model_dir: Path | str, max_length: int) -> tuple[Callable, Ca
 
     tokenizer = Tokenizer.from_file(str(Path(model_dir) / "tokenizer.json"))
     config = read_tokenizer_config(model_dir)
-    check_served_tokenizer(Path(model_dir), tokenizer, config)
+    pad_id = check_served_tokenizer(Path(model_dir), tokenizer, config)
     tokenize = make_tokenize(tokenizer, max_length, config.get("truncation_side", "right"))
-    pad_id = tokenizer.token_to_id(pad_token(config))
     return tokenize, make_collate(pad_id)
 
 
@@ -480,14 +479,6 @@ def make_tokenize(
 def read_tokenizer_config(model_dir: Path | str) -> dict[str, Any]:
     """The content of tokenizer_config.json."""
     return json.loads((Path(model_dir) / "tokenizer_config.json").read_text(encoding="utf-8"))
-
-
-def pad_token(config: dict[str, Any]) -> str:
-    """The padding token of a tokenizer_config.json, which stores it as a string or an object."""
-    token = config["pad_token"]
-    if isinstance(token, str):
-        return token
-    return token["content"]
 
 
 def max_input_tokens(model_dir: Path | str) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from corpus.prediction_files import PredictionColumns, Writer, as_text, finish_output
-from corpus.row_formats import Row, RowFile
+from corpus.row_formats import Row, RowFile, row_groups
 from engines.classifier import BATCH_TOKENS, Classifier
 from runtime.command_line import is_utf8
 from runtime.files import write_json
@@ -79,17 +79,7 @@ class WindowResult(NamedTuple):
 
 def row_windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Rows in groups of WINDOW_ROWS, fewer if they are long; only one group is read ahead."""
-    window: list[Row] = []
-    size = 0
-    for row in rows:
-        window.append(row)
-        size += row.size
-        if len(window) == WINDOW_ROWS or size >= WINDOW_CHARS:
-            yield window
-            window = []
-            size = 0
-    if window:
-        yield window
+    return row_groups(rows, WINDOW_ROWS, WINDOW_CHARS)
 
 
 def text_error(value: Any) -> str:

@@ -22,7 +22,7 @@ from losses import KD_LOSSES
 from pruning import ffn_linears, target_width
 from runtime import cpu
 from runtime.distributed import process_count
-from runtime.errors import ErrorCollector, UserError, check_installed
+from runtime.errors import ErrorCollector, UserError, check_installed, first_line
 from task import Task
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def check_reporting(tracker: str) -> None:
         try:
             callback()
         except Exception as error:  # ImportError, RuntimeError and the trackers' own kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"--report_to is {tracker}, but {reason}") from None
+            raise UserError(f"--report_to is {tracker}, but {first_line(error)}") from None
 
 
 def check_teacher(options: Options, task: Task) -> None:

@@ -40,6 +40,11 @@ def escape_unprintable(text: str, keep: str = "") -> str:
     return "".join(characters)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ErrorCollector:
     """Collects the UserErrors of several checks: `with errors: check()`, then
     `errors.raise_if_any()`."""
