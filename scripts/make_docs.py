@@ -19,7 +19,7 @@ from runtime.command_line import option_table  # noqa: E402
 
 TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end -->)", re.S)
 KAGGLE_PACKAGES = {"torch", "numpy", "pandas"}
-TEST_PACKAGES = {"pytest", "hypothesis", "jupytext", "nbclient", "ipykernel"}
+TEST_PACKAGES = {"pytest", "pytest-xdist", "hypothesis", "jupytext", "nbclient", "ipykernel"}
 KAGGLE_HEADER = (
     "# requirements.txt without what the image brings (torch, numpy, pandas) and what only tests "
     "need"

@@ -13,6 +13,16 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 from builders import FILLER, sentence, write_csv  # noqa: E402
 
+MAX_WORKERS = 4  # each needs up to 3 GB of memory
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs in one process per core; named files and tests in one process."""
+    named_paths = [Path(argument.split("::")[0]) for argument in config.args]
+    if any(path.is_file() for path in named_paths):
+        return 0
+    return min(os.cpu_count() or 1, MAX_WORKERS)
+
 
 @pytest.fixture(scope="session")
 def tiny_csv(tmp_path_factory) -> Path:
