@@ -1,4 +1,5 @@
-"""Reload every model in `OUTPUT/compressed_models` and compare it with its run's predictions."""
+"""`python reload_artifacts.py OUTPUT EXPERIMENT ...` reloads the final models of experiments and
+compares them with the predictions of their runs."""
 
 import sys
 from collections.abc import Mapping
@@ -62,14 +63,13 @@ def check_artifact(directory: Path, run: Path) -> int:
     return len(final_rows)
 
 
-def main(output: Path) -> None:
-    """Check every experiment, and print how many formats were compared."""
+def main(output: Path, experiments: list[str]) -> None:
+    """Check the named experiments, and print how many formats were compared."""
     count = 0
-    for directory in sorted((output / "compressed_models").iterdir()):
-        if directory.is_dir():
-            count += check_artifact(directory, output / "models" / directory.name)
+    for name in experiments:
+        count += check_artifact(output / "compressed_models" / name, output / "models" / name)
     print(f"{count} formats reloaded")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -185,9 +185,9 @@ def test_a_fresh_process_reloads_every_final_format_as_evaluated(finished_runs, 
     """Plain transformers for what it reads, and plain `pipeline` on raw texts for the table's
     decisions."""
     checker = Path(__file__).parent / "reload_artifacts.py"
-    done = subprocess.run(
-        [sys.executable, checker, output], capture_output=True, text=True, check=False
-    )
+    names = ["-".join(combination) for combination in finished_runs]
+    command = [sys.executable, checker, output, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     count = len(combinations()) + sum(quant == "dynamic" for _, _, quant in combinations())
     assert f"{count} form" in done.stdout
