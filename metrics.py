@@ -33,6 +33,8 @@ BOOTSTRAP_DRAWS = 2000
 
 CALIBRATION_BINS = 15
 
+MIN_REPEATS = 3  # with an interval: of two, the t quantile alone is 12.7
+
 # --- Quality of decisions ---
 
 
@@ -311,20 +313,25 @@ def confidence_intervals(
 
 
 def interval_of_mean(
-    values: list[float], test_share: float
+    values: list[float], test_share: float, bounds: tuple[float, float] = (-1.0, 1.0)
 ) -> tuple[float, float | None, float | None, float | None]:
     """Mean, sample standard deviation, and both ends of a 95 % interval over random splits.
 
     Nadeau & Bengio (2003): the corrected resampled t interval of `values` [splits], with
-    `test_share` = test rows / training rows. One value has no interval.
+    `test_share` = test rows / training rows, cut to `bounds`, the range of the metric (by default
+    that of a difference of fractions). Fewer than MIN_REPEATS values have no interval, one no
+    deviation.
     """
     mean = float(np.mean(values))
     count = len(values)
     if count == 1:
         return mean, None, None, None
     deviation = float(np.std(values, ddof=1))
+    if count < MIN_REPEATS:
+        return mean, deviation, None, None
     half = float(t.ppf(0.975, count - 1) * deviation * np.sqrt(1 / count + test_share))
-    return mean, deviation, mean - half, mean + half
+    lowest, highest = bounds
+    return mean, deviation, max(mean - half, lowest), min(mean + half, highest)
 
 
 # --- Decision thresholds ---

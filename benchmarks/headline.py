@@ -75,8 +75,8 @@ class Line:
     texts_s: float
     macro_f1: float  # mean over seeds
     delta: float  # macro-F1 minus the teacher's, mean over seeds
-    delta_low: float
-    delta_high: float
+    delta_low: float | None  # None: too few seeds
+    delta_high: float | None
     relative_delta: float  # as a fraction of the teacher's macro-F1
     is_steady: bool
     is_on_pareto_front: bool = False
@@ -94,7 +94,9 @@ class Line:
         name = f"**{self.name}**" if self.is_on_pareto_front else self.name
         if not self.is_steady:
             name += " *"
-        interval = f"[{100 * self.delta_low:+.1f}, {100 * self.delta_high:+.1f}]"
+        difference = f"{100 * self.delta:+.2f}"
+        if self.delta_low is not None:
+            difference += f" [{100 * self.delta_low:+.1f}, {100 * self.delta_high:+.1f}]"
         return [
             name,
             f"{self.size_mb:.2f}",
@@ -103,7 +105,7 @@ class Line:
             "n/a" if self.speedup is None else f"{self.speedup:.1f}x",
             f"{self.texts_s:.0f}",
             f"{self.macro_f1:.4f}",
-            f"{100 * self.delta:+.2f} {interval}",
+            difference,
             f"{100 * self.relative_delta:+.1f} %",
         ]
 

@@ -59,7 +59,12 @@ Row = dict[str, Any]
 
 MAX_STEM_BYTES = MAX_DEFAULT_NAME_BYTES - 30  # the pipeline and the digest are at most 22
 
-METRICS_WITH_INTERVAL = ("macro_f1", "accuracy", "delta_macro_f1", "parent_delta_macro_f1")
+METRICS_WITH_INTERVAL = {  # -> the lowest and the highest possible value
+    "macro_f1": (0, 1),
+    "accuracy": (0, 1),
+    "delta_macro_f1": (-1, 1),
+    "parent_delta_macro_f1": (-1, 1),
+}
 
 
 def reproducible_options(options: Options) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def mean_row(rows: list[Row], test_share: float) -> Row:
     """The mean of one stage's rows over all repeats.
 
     Metrics with an interval also get the standard deviation (`_sd`) and, in place of the
-    bootstrap's, the interval over repeats (`_low`, `_high`).
+    bootstrap's, the interval over repeats (`_low`, `_high`), which is None for too few repeats.
     """
     mean = rows[0] | {"repeat": "mean"}
     for name, value in rows[0].items():
@@ -121,10 +126,11 @@ def mean_row(rows: list[Row], test_share: float) -> Row:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and None not in values:
             mean[name] = sum(values) / len(values)
-    for name in METRICS_WITH_INTERVAL:
+    for name, bounds in METRICS_WITH_INTERVAL.items():
         if name not in rows[0]:
             continue  # only formats have a full-precision parent
-        average, deviation, low, high = interval_of_mean([row[name] for row in rows], test_share)
+        values = [row[name] for row in rows]
+        average, deviation, low, high = interval_of_mean(values, test_share, bounds)
         mean |= {name: average, f"{name}_sd": deviation, f"{name}_low": low, f"{name}_high": high}
     return mean
 

@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from compression_config import PIPELINES
 from reporting.markdown import code_block, escape_markdown, markdown_from_cells, one_line
-from reporting.results import Row, difference_cell, speedup_cell
+from reporting.results import Row, difference_cell, is_unmeasurable, speedup_cell
 from reporting.snippets import engines_of, snippets_of, weights_file
 from runtime.errors import escape_unprintable
 
@@ -221,6 +221,7 @@ def write_card(
         test_rows=about["split_rows"]["test"],
         smallest=smallest,
         difference=difference_cell(smallest) if smallest else "",
+        unmeasurable=bool(smallest) and is_unmeasurable(smallest),
         teacher=teacher,
         teacher_f1=interval_text(teacher, "macro_f1"),
         options=escaped_options(options),

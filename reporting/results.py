@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reporting.constant_models import constant_notes
 from reporting.markdown import Cells, markdown_cell, markdown_from_cells
 from runtime.errors import UserError, escape_unprintable
 from runtime.files import RECORD_NAME, REPORTS_KEY, file_sha256, read_json
@@ -27,6 +28,7 @@ SMALLER_RATIO = 0.99  # bytes below this share of the previous step's count as s
 FASTER_RATIO = 0.9
 SLOWER_RATIO = 1.1
 LARGER_RATIO = 1.01
+WIDE_INTERVAL = 0.1  # of a difference in macro-F1
 UNJUDGED_STAGES = ("start", "qat", "tuned")  # they are not meant to be smaller or faster
 
 Row = dict[str, Any]
@@ -60,12 +62,23 @@ def f1_cell(row: Row) -> str:
 
 
 def difference_cell(row: Row) -> str:
-    """Points of macro-F1 above the teacher, with the 95 % interval; empty for the teacher."""
+    """Points of macro-F1 above the teacher, with the 95 % interval if it has one; empty for the
+    teacher."""
+    difference = row.get("delta_macro_f1")
     low = row.get("delta_macro_f1_low")
     high = row.get("delta_macro_f1_high")
-    if row["stage"] == "teacher" or low is None:
+    if row["stage"] == "teacher" or difference is None:
         return ""
-    return f"{100 * row['delta_macro_f1']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    if low is None:
+        return f"{100 * difference:+.1f}"
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def is_unmeasurable(row: Row) -> bool:
+    """Whether the 95 % interval of the difference from the teacher contains 0."""
+    low = row.get("delta_macro_f1_low")
+    high = row.get("delta_macro_f1_high")
+    return low is not None and low <= 0 <= high
 
 
 def speedup_cell(row: Row) -> str:
@@ -250,7 +263,7 @@ def points_text(row: Row) -> str:
     """Points of macro-F1 gained over the teacher or lost to it, with the 95 % interval.
 
     Its ends have the sign of the word: `0.7 points lost [-1.8, 3.2]` is 1.8 points gained to 3.2
-    lost.
+    lost. An interval that contains 0 is no measurable difference.
     """
     points = round(100 * row["delta_macro_f1"], 1)
     sign = 1
@@ -260,10 +273,15 @@ def points_text(row: Row) -> str:
         word = "lost"
     elif points == 0:
         word = "gained or lost"
+    if row["delta_macro_f1_low"] is None:
+        return f"{abs(points):.1f} points of macro-F1 {word} (too few repeats for an interval)"
     ends = []
     for name in ("delta_macro_f1_low", "delta_macro_f1_high"):
         ends.append(round(100 * sign * row[name], 1) + 0.0)  # + 0.0 turns -0.0 into 0.0
     low, high = sorted(ends)
+    if is_unmeasurable(row):
+        difference = f"{abs(points):.1f} points {word} [{low:.1f}, {high:.1f}]"
+        return f"no measurable difference in macro-F1 ({difference})"
     return f"{abs(points):.1f} points of macro-F1 {word} [{low:.1f}, {high:.1f}]"
 
 
@@ -292,12 +310,13 @@ def verdict(rows: list[Row]) -> str:
 
 
 def warnings_of(rows: list[Row]) -> list[str]:
-    """Notes that a user must not miss: a student larger than the teacher, a step without benefit, a
-    format that is significantly worse than its parent, a linear baseline that is better than the
-    final model, and times that cannot be trusted."""
+    """Notes that a user must not miss, the most important first: models that predict the same for
+    every row, a student larger than the teacher, a step without benefit, a format that is
+    significantly worse than its parent, a linear baseline that is better than the final model, too
+    few test rows, and times that cannot be trusted."""
+    notes = constant_notes(rows)
     rows = headline_rows(rows)
     by_stage = {row["stage"]: row for row in rows}
-    notes = []
     if "student" in by_stage:
         notes += student_warnings(by_stage["student"], by_stage["teacher"])
     for row in rows:
@@ -305,6 +324,7 @@ def warnings_of(rows: list[Row]) -> list[str]:
             notes += step_warnings(row, by_stage[row["parent"]])
         notes += loss_warnings(row)
     notes += baseline_warnings(final_row(rows), by_stage["linear"])
+    notes += width_warnings(final_row(rows))
     unsteady = [row["stage"] for row in rows if not row.get("steady", True)]
     if unsteady:
         notes.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")
@@ -372,6 +392,20 @@ def baseline_warnings(final: Row, linear: Row) -> list[str]:
         "the final model does not beat the linear baseline: "
         f"macro-F1 {final['macro_f1']:.4f} vs. {linear['macro_f1']:.4f}; "
         "a pretrained --teacher_path or more rows may help"
+    ]
+
+
+def width_warnings(final: Row) -> list[str]:
+    """A note if the interval of the final model's difference from the teacher is wide: then "no
+    measurable difference" says little."""
+    low = final.get("delta_macro_f1_low")
+    high = final.get("delta_macro_f1_high")
+    if low is None or high - low <= WIDE_INTERVAL:
+        return []
+    return [
+        f"the test rows are few: the interval of the difference between {final['stage']} and the "
+        f"teacher is {100 * (high - low):.0f} points wide; more rows, a larger --test_fraction or "
+        "--num_folds 5 narrow it"
     ]
 
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from reporting.constant_models import UNTRAINED_STAGES
 from reporting.results import (
     ABLATION,
     RESULTS,
@@ -27,8 +28,6 @@ from runtime.errors import UserError
 from runtime.files import HISTORY_NAME, atomic_write, read_json, read_state
 
 PAGE_NAME = "report.html"
-UNTRAINED_STAGES = ("start", "trimmed", "narrowed")  # if a student exists, it is trained from them
-
 POSITIVE_METRICS = (
     "bytes",
     "size_mb",
@@ -37,12 +36,16 @@ POSITIVE_METRICS = (
     "compression_ratio",
     "speedup_torch",
 )
+OPTIONAL_METRICS = (
+    "speedup_torch",  # absent if the machine was too busy for a ratio
+    "delta_macro_f1_low",  # absent if there were too few repeats for an interval
+    "delta_macro_f1_high",
+)
 METRICS = (
     "macro_f1",
     *POSITIVE_METRICS,
     "delta_macro_f1",
-    "delta_macro_f1_low",
-    "delta_macro_f1_high",
+    *OPTIONAL_METRICS[1:],
 )
 
 MAX_TEXT_CHARACTERS = 600  # longer texts are cut
@@ -71,9 +74,9 @@ def check_complete(directory: str, rows: list[Row]) -> None:
 
 
 def is_valid_metric(name: str, value: Any) -> bool:
-    """Whether a metric is a finite number, and positive if it must be; a speedup may be absent."""
-    if name == "speedup_torch" and value is None:
-        return True  # the machine was too busy for a ratio
+    """Whether a metric is a finite number, and positive if it must be, or may be absent."""
+    if name in OPTIONAL_METRICS and value is None:
+        return True
     if not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return value > 0 or name not in POSITIVE_METRICS

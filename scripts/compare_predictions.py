@@ -85,10 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     for path, baseline_path in zip(options.of, options.against, strict=True):
         deltas.append(compare_pair(path, baseline_path))
     mean, _, low, high = interval_of_mean(deltas, options.test_share)
-    if low is not None:
-        print(
-            f"mean of {len(deltas)}: {100 * mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
-        )
+    if len(deltas) > 1:
+        interval = "" if low is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+        print(f"mean of {len(deltas)}: {100 * mean:+.2f} points{interval}")
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def test_a_withheld_speedup_is_explained_and_nothing_is_called_slower():
     rows = busy_rows(compression_ratio=4.0)
     assert results.verdict(rows) == (
         "int8 compared with the teacher: 4.0x smaller, speed not compared (the machine was busy), "
-        "0.0 points of macro-F1 gained or lost [0.0, 0.0]"
+        "no measurable difference in macro-F1 (0.0 points gained or lost [0.0, 0.0])"
     )
     notes = results.warnings_of(rows)
     assert len(notes) == 2

@@ -307,6 +307,20 @@ def test_the_interval_of_a_mean_is_widened_for_overlapping_training_sets():
     assert interval_of_mean([0.8], test_share=0.25) == (0.8, None, None, None)
 
 
+def test_the_interval_of_a_mean_is_cut_to_what_is_possible():
+    values = [0.6, 0.9, 1.0]
+    mean, deviation, low, high = interval_of_mean(values, test_share=0.25, bounds=(0, 1))
+    half = 4.302653 * deviation * (1 / 3 + 0.25) ** 0.5
+    assert (low, high) == pytest.approx((mean - half, 1)) and mean + half > 1
+    assert interval_of_mean([-0.9, 0.0, 0.9], 0.25)[2:] == (-1, 1)
+
+
+def test_two_values_have_a_deviation_but_no_interval():
+    mean, deviation, low, high = interval_of_mean([0.8, 0.9], test_share=0.25)
+    assert (mean, deviation) == pytest.approx((0.85, 0.05 * 2**0.5))
+    assert (low, high) == (None, None)
+
+
 def exact_f1(positives: list[bool], decisions: list[bool]) -> Fraction:
     """F1 by counting; 0 if there are neither positives nor positive decisions."""
     total = sum(positives) + sum(decisions)

@@ -215,17 +215,18 @@ def test_a_history_has_an_entry_per_epoch_and_marks_the_kept_one():
                 "delta_macro_f1_low": -0.009,
                 "delta_macro_f1_high": 0.001,
             },
-            "31x smaller, 16x faster, 0.4 points of macro-F1 lost [-0.1, 0.9]",
+            "31x smaller, 16x faster, no measurable difference in macro-F1 "
+            "(0.4 points lost [-0.1, 0.9])",
         ),
         (
             {
                 "compression_ratio": 0.8,
                 "speedup_torch": 0.5,
                 "delta_macro_f1": 0.012,
-                "delta_macro_f1_low": -0.003,
+                "delta_macro_f1_low": 0.003,
                 "delta_macro_f1_high": 0.027,
             },
-            "1.2x larger, 2.0x slower, 1.2 points of macro-F1 gained [-0.3, 2.7]",
+            "1.2x larger, 2.0x slower, 1.2 points of macro-F1 gained [0.3, 2.7]",
         ),
         (
             {
@@ -236,6 +237,15 @@ def test_a_history_has_an_entry_per_epoch_and_marks_the_kept_one():
                 "delta_macro_f1_high": -0.0001,
             },
             "10x smaller, same speed, 0.0 points of macro-F1 gained or lost [-0.9, 0.0]",
+        ),
+        (
+            {"delta_macro_f1_low": 0.0, "delta_macro_f1_high": 0.02, "delta_macro_f1": 0.01},
+            "same size, same speed, no measurable difference in macro-F1 "
+            "(1.0 points gained [0.0, 2.0])",
+        ),
+        (
+            {"delta_macro_f1_low": None, "delta_macro_f1_high": None, "delta_macro_f1": -0.01},
+            "same size, same speed, 1.0 points of macro-F1 lost (too few repeats for an interval)",
         ),
     ],
 )

@@ -312,6 +312,20 @@ FAULTS = (
         tests=f"{METRIC_TESTS} -k overlapping",
     ),
     Fault(
+        name="the interval of a mean goes beyond what is possible",
+        file=METRICS,
+        old="max(mean - half, lowest), min(mean + half, highest)",
+        new="mean - half, mean + half",
+        tests=f"{METRIC_TESTS} -k possible",
+    ),
+    Fault(
+        name="two repeats have an interval",
+        file=METRICS,
+        old="    if count < MIN_REPEATS:\n",
+        new="    if count < 2:\n",
+        tests=f"{METRIC_TESTS} -k no_interval",
+    ),
+    Fault(
         name="the interval of a mean ignores overlapping training sets",
         file=METRICS,
         old="np.sqrt(1 / count + test_share)",
