@@ -406,6 +406,7 @@ class Experiment:
                 fingerprint=json_digest([self.options.experiment, "artifact"]),
                 forms=names,
                 text_column=self.options.text_column,
+                label_columns=list(self.options.label_columns),
             )
             self.write_reports(partial, rows, list(names))
             record_reports(partial)

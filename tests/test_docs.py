@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import benchmark
+import evaluate
 import inference
 import report
 from compression_config import GROUPS, OPTIONS
@@ -65,7 +66,7 @@ NOT_RUN = (
     "ruff check ",
 )
 OTHER_COMMANDS = re.compile(
-    r"python (report|benchmark|inference|(?:scripts|benchmarks)/\w+)\.py[^`\n]*"
+    r"python (report|benchmark|inference|evaluate|(?:scripts|benchmarks)/\w+)\.py[^`\n]*"
     r"|accelerate launch[^`]*?(main\.py|`)"
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
@@ -218,6 +219,14 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
         written = output.read_bytes() if output.name != "-" else stdout.buffer.getvalue()
         assert len(written.splitlines()) == (161 if output.name != "-" else 2)
 
+    def measure(argv: list[str]) -> None:
+        named = dict(zip(argv, argv[1:], strict=False))
+        shutil.copy(stand_ins["data/HateSpeech.csv"], named["--input"])
+        if "--output" in named:
+            Path(named["--output"]).unlink(missing_ok=True)
+        assert evaluate.main(argv) == 0
+        assert "macro-F1" in capsys.readouterr().out
+
     def run(language: str, content: str) -> None:
         if language == "bash":
             for words in commands(content):
@@ -225,6 +234,8 @@ def run_block(run_main, stand_ins, output, ran, monkeypatch, capsys):
                     run_command(words)
                 elif words[:2] == ["python", "inference.py"]:
                     label(words[2:])
+                elif words[:2] == ["python", "evaluate.py"]:
+                    measure(words[2:])
                 elif words[:2] == ["python", "report.py"]:
                     named = [
                         sorted(map(str, Path().glob(word))) if "*" in word else [word]
@@ -341,7 +352,7 @@ def test_every_option_is_documented_once():
 
 
 @pytest.mark.parametrize(
-    "command", [inference, report, benchmark], ids=lambda module: module.__name__
+    "command", [inference, evaluate, report, benchmark], ids=lambda module: module.__name__
 )
 def test_every_option_of_another_command_is_documented_on_its_page(command, capsys):
     with pytest.raises(SystemExit):
@@ -374,6 +385,8 @@ def test_every_option_that_a_page_names_exists():
         ours = (
             re.findall(r"--(\w+)", inference.build_parser().format_help())
             if page.stem == "inference"
+            else re.findall(r"--(\w+)", evaluate.build_parser().format_help())
+            if page.stem == "evaluation"
             else []
         )
         assert named <= {*OPTIONS, *ours, "help"}, page.name

@@ -19,7 +19,7 @@ LEVELS = (  # a module imports only from modules above it in this list, or from 
     {"training"},
     {"distillation", "pruning", "quantization", "export", "benchmark"},
     {"experiments"},
-    {"main", "inference", "report"},
+    {"main", "inference", "evaluate", "report"},
 )
 MODULES = sorted(
     path.relative_to(ROOT)

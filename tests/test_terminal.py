@@ -65,7 +65,9 @@ def test_an_ignored_signal_stays_ignored():
     assert (process.communicate(timeout=10)[1], process.returncode) == ("", 0)
 
 
-@pytest.mark.parametrize("command", ["main.py", "inference.py", "benchmark.py", "report.py"])
+@pytest.mark.parametrize(
+    "command", ["main.py", "inference.py", "evaluate.py", "benchmark.py", "report.py"]
+)
 def test_an_interrupt_during_the_imports_of_a_command_is_one_line(command, tmp_path):
     marker = tmp_path / "marker"
     program = (
