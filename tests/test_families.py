@@ -95,8 +95,7 @@ def test_an_unsupported_encoder_is_refused_before_training(changes, said, tmp_pa
 def test_one_text_as_long_as_the_relative_positions_is_scored_on_its_tokens(tmp_path):
     save_family("deberta-v2", tmp_path, SHAPE)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    model.base_model.encoder.pos_ebd_size = 8
-    length = 2 * model.base_model.encoder.pos_ebd_size
+    length = 2 * model.config.position_buckets
     ids = torch.arange(5, 5 + length).repeat(2, 1)
     ids[1] += 3
     batches = []
