@@ -64,6 +64,13 @@ def is_plain_name(value: str) -> bool:
     return value[0] not in ".-" and all(char.isalnum() or char in "._-" for char in value)
 
 
+def split_label_name(pair: str) -> tuple[str, str]:
+    """(label, name) of `LABEL=NAME`, both without surrounding white space; empty if missing."""
+    label, _, name = pair.partition("=")
+    return label.strip(), name.strip()
+
+
+LABEL_NAME = Rule("must be LABEL=NAME", lambda pair: all(split_label_name(pair)))
 WIDTH = Rule("must be a fraction in (0, 1) or an integer of at least 8", is_width)
 VOCABULARY = Rule("must be none, used, auto or an integer of at least 300", is_vocabulary_size)
 PLAIN_NAME = Rule(
@@ -210,7 +217,21 @@ class Options:
     text_column: str | None = option(None, "column that contains the texts", DATA, auto="detected")
     label_columns: tuple[str, ...] | None = option(
         None,
-        "one column of any values (binary, multi-class) or several 0/1 columns (multi-label)",
+        "one column (binary, multi-class, or several labels in a cell) or several 0/1 columns "
+        "(multi-label)",
+        DATA,
+        auto="detected",
+    )
+    label_names: tuple[str, ...] | None = option(
+        None,
+        "names for the labels of the file, such as 0=clean 1=offensive",
+        DATA,
+        rule=LABEL_NAME,
+        auto="the labels of the file",
+    )
+    label_separator: str | None = option(
+        None,
+        "what separates several labels in one cell, such as | or , or ; none: a cell is one label",
         DATA,
         auto="detected",
     )

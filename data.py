@@ -20,6 +20,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStrati
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from compression_config import Options
+from corpus.column_choice import value_ids
 from corpus.columns import (
     SPLITS,
     TEST,
@@ -30,7 +31,6 @@ from corpus.columns import (
     leaking_rows,
     mask_of,
     read_corpus,
-    value_ids,
 )
 from runtime.errors import UserError
 from task import NO_LABEL, Task

@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
 
-from corpus.columns import detect_text_column
+from corpus.column_choice import detect_text_column
 from corpus.readers import read_file
 from task import Task
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import kolmogorov
 
-from corpus.columns import (
-    LabeledCorpus,
-    contradicting_rows,
-    distinct_values,
-    is_label,
-    leaking_rows,
-    mask_of,
-)
+from corpus.column_choice import distinct_values, is_label
+from corpus.columns import LabeledCorpus, contradicting_rows, leaking_rows, mask_of
 from corpus.text_keys import map_chunks, normalize_nfc
 from runtime.errors import escape_unprintable
 
@@ -45,6 +40,8 @@ MAX_TOKENIZED = 5_000  # texts that are tokenized, evenly spaced over the file
 DRIFT_MAX_P = 0.001  # largest p-value of a drift that is reported
 DRIFT_MIN_GAP = 0.05  # smallest difference of the rates before and after it
 DRIFT_MIN_SIDE = 0.01  # smallest fraction of the rows on either side of it
+
+MAX_RATES = 20  # labels whose rates are in the table
 
 TINY = 1e-12  # keeps logarithms and quotients finite
 
@@ -354,6 +351,19 @@ def length_text(summary: dict[str, float]) -> str:
     return text
 
 
+def label_rates_text(rates: dict[str, float]) -> str:
+    """The rate of each label; of more than MAX_RATES labels, those of the most frequent ones."""
+    shown = list(rates.items())
+    if len(rates) > MAX_RATES:
+        shown = sorted(shown, key=itemgetter(1), reverse=True)[:MAX_RATES]
+    text = ", ".join(f"{label} {rate:.1%}" for label, rate in shown)
+    others = len(rates) - len(shown)
+    if others:
+        rarest = min(rates, key=rates.get)
+        text += f" and {others} more, the rarest {rarest} {rates[rarest]:.2%}"
+    return text
+
+
 def audit_lines(audit: dict[str, Any]) -> list[AuditLine]:
     """The lines of the audit table; problems that do not occur are omitted.
 
@@ -372,8 +382,7 @@ def audit_lines(audit: dict[str, Any]) -> list[AuditLine]:
             lines.append(
                 AuditLine(f"near-equal values of {column}", quoted, "kept as different values")
             )
-    rates = [f"{label} {rate:.1%}" for label, rate in audit["labels"].items()]
-    lines.append(AuditLine("label rates", ", ".join(rates), ""))
+    lines.append(AuditLine("label rates", label_rates_text(audit["labels"]), ""))
     lines.append(AuditLine("words per text", length_text(audit["words"]), ""))
     for name, summary in audit["tokens"].items():
         lines.append(AuditLine(f"tokens per text ({name})", length_text(summary), ""))

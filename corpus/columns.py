@@ -1,13 +1,9 @@
-"""Read a labeled file: detect its columns, its task, its complete rows and the keys of its texts.
-
-A column is detected only if the choice is unambiguous; otherwise the user must name it.
-"""
+"""Read a labeled file: its columns, its task, its complete rows and the keys of its texts."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,11 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compression_config import Options
+from corpus.column_choice import (
+    SPLIT_NAMES,
+    detect_label_columns,
+    detect_text_column,
+    has_splits,
+    missing_column_error,
+    value_ids,
+)
 from corpus.encodings import BYTES_PER_GB
 from corpus.headers import is_long_name, repeated_header_problem, row_like_names
 from corpus.input_files import ReadOptions
-from corpus.labels import MAX_CLASSES, is_flag, label_patterns, read_label_column, read_task
-from corpus.readers import FileRows, RowPlaces, is_delimited, read_rows
+from corpus.labels import label_patterns, note, read_task
+from corpus.readers import FileRows, RowPlaces, is_delimited, nested_reason, read_rows
 from corpus.text_keys import map_chunks, near_duplicate_key, text_key
 from corpus.values import MISSING, decode_values, encode_values
 from runtime.errors import UserError, escape_unprintable
@@ -32,16 +36,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))  # positions in SPLITS
-
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -94,100 +88,36 @@ def mask_of(positions: np.ndarray, length: int) -> np.ndarray:
     return mask
 
 
-def value_ids(column: pa.ChunkedArray) -> np.ndarray:
-    """An id [rows] of each row's value: equal values have equal ids; MISSING for null."""
-    ids, _ = encode_values(column)
-    return ids
-
-
-def distinct_values(column: pa.ChunkedArray) -> list[str]:
-    """The distinct values of a column, without null."""
-    return pc.unique(column.drop_null()).to_pylist()
-
-
-def is_mostly_digits(value: str) -> bool:
-    """Whether a cell has more digits than letters and marks, as numbers and dates do."""
-    kinds = [unicodedata.category(character)[0] for character in value]
-    return kinds.count("N") > kinds.count("L") + kinds.count("M")
-
-
-def is_text(column: pa.ChunkedArray) -> bool:
-    """Whether most values of a column are distinct and most are not numbers or dates."""
-    present = column.drop_null()
-    if not pc.count_distinct(present).as_py() > 0.5 * len(present):
-        return False
-    sample = present[:1000].to_pylist()
-    numeric = [value for value in sample if is_mostly_digits(value)]
-    return len(numeric) < 0.5 * len(sample)
-
-
-def is_label(column: pa.ChunkedArray) -> bool:
-    """Whether a column has 2 to MAX_CLASSES values, each used at least twice on average."""
-    present = column.drop_null()
-    if pc.count_distinct(present[:10_000]).as_py() > MAX_CLASSES:
-        return False
-    return 2 <= pc.count_distinct(present).as_py() <= min(MAX_CLASSES, 0.5 * len(present))
-
-
-def is_binary(column: pa.ChunkedArray) -> bool:
-    """Whether a column contains only 0 and 1, or false and true."""
-    return all(is_flag(label) for label in read_label_column(column, "").labels)
-
-
-def has_splits(table: pa.Table) -> bool:
-    """Whether the file has its own split: a column `split` of train, validation and test."""
-    if "split" not in table.column_names:
-        return False
-    return all(value.lower() in SPLIT_NAMES for value in distinct_values(table["split"]))
-
-
-def check_columns(table: pa.Table, options: Options) -> None:
-    """Raise a UserError with one line for each named column that the file lacks."""
+def check_columns(table: pa.Table, places: RowPlaces, options: Options) -> None:
+    """Raise a UserError with one line for each named column that the file lacks, or that has
+    objects."""
     requested = [
         ("text_column", options.text_column),
         ("group_column", options.group_column),
     ]
     for name in options.label_columns or ():
         requested.append(("label_columns", name))
-    columns = ", ".join(table.column_names)
     errors = []
     for flag, name in requested:
-        if name is not None and name not in table.column_names:
-            errors.append(f"--{flag} is {name}, but the file has the columns {columns}")
+        if name in places.nested:
+            errors.append(f"--{flag} is {name}, but {nested_reason(places.nested[name], name)}")
+        elif name is not None and name not in table.column_names:
+            errors.append(missing_column_error(flag, name, table))
     if errors:
         raise UserError(*errors)
 
 
-def ambiguity_error(flag: str, candidates: list[str], table: pa.Table) -> UserError:
-    """The error for columns that cannot be detected: there are several candidates, or none."""
-    if candidates:
-        reason = f"several candidates ({', '.join(candidates)})"
-    else:
-        reason = f"no candidate among its columns ({', '.join(table.column_names)})"
-    return UserError(f"{flag} is needed: the file has {reason}")
+def check_text_column(name: str, places: RowPlaces) -> None:
+    """Raise UserError if the text column has lists."""
+    if name in places.lists:
+        raise UserError(f"--text_column is {name}, but {nested_reason(places.lists[name], name)}")
 
 
-def detect_text_column(table: pa.Table) -> str:
-    """The only text column; UserError if there are several candidates, or none."""
-    candidates = [name for name in table.column_names if is_text(table[name])]
-    if len(candidates) != 1:
-        raise ambiguity_error("--text_column", candidates, table)
-    return candidates[0]
-
-
-def detect_label_columns(table: pa.Table, excluded: set[str | None]) -> tuple[str, ...]:
-    """The only label column, or all 0/1 columns; UserError if the choice is ambiguous."""
-    if has_splits(table):
-        excluded = excluded | {"split"}
-    candidates = []
-    for name in table.column_names:
-        if name not in excluded and is_label(table[name]):
-            candidates.append(name)
-    if len(candidates) == 1:
-        return tuple(candidates)
-    if candidates and all(is_binary(table[name]) for name in candidates):
-        return tuple(candidates)
-    raise ambiguity_error("--label_columns", candidates, table)
+def note_skipped_columns(places: RowPlaces, used: set[str]) -> None:
+    """A note about the columns with lists or objects that are not used."""
+    skipped = [name for name in {**places.nested, **places.lists} if name not in used]
+    if skipped:
+        note(f"columns with lists or objects are skipped: {', '.join(skipped)}")
 
 
 def read_options(options: Options) -> ReadOptions:
@@ -346,14 +276,17 @@ def build_rows(
 def read_corpus(options: Options) -> LabeledCorpus:
     """Read the files of a run and detect their columns; UserError if a column is ambiguous."""
     table, places = read_files(options)
-    check_columns(table, options)
-    text_column = options.text_column or detect_text_column(table)
+    check_columns(table, places, options)
+    text_column = options.text_column or detect_text_column(table, frozenset(places.lists))
+    check_text_column(text_column, places)
     note_long_name(text_column, options)
     label_columns = options.label_columns
     if not label_columns:
         label_columns = detect_label_columns(table, {text_column, options.group_column})
     label_columns = tuple(label_columns)
-    task, labels = read_task(table, label_columns, places)
+    note_skipped_columns(places, {*label_columns, options.group_column})
+    separator = options.label_separator
+    task, labels = read_task(table, label_columns, places, separator, options.label_names or ())
     rows, is_complete = build_rows(table, text_column, labels, places, options)
     return LabeledCorpus(table, text_column, label_columns, task, rows, labels[is_complete])
 

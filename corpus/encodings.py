@@ -43,6 +43,10 @@ FOREIGN_SIGNATURES = {  # first bytes -> the real type of such a file, whatever 
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
 
+SAVE_AS_UTF_8 = "save the file as UTF-8 (in Excel: CSV UTF-8)"
+
+EIGHT_BIT_ENCODINGS = ("cp1252", "latin-1")
+
 UNDEFINED_CP1252 = b"\x81\x8d\x8f\x90\x9d"
 
 HEAD_BYTES = 4096  # for signatures, byte-order marks and UTF-16 without a mark
@@ -132,7 +136,9 @@ def byte_chunks(file: TextFile) -> Iterator[tuple[int, bytes]]:
             chunk = source.read(CHUNK_BYTES)
             if file.encoding == "utf-8" and b"\0" in chunk:
                 position = offset + chunk.index(0)
-                raise UnreadableFile(f"it is not text: a NUL byte at offset {position}")
+                raise UnreadableFile(
+                    f"it is not text: a NUL byte at offset {position}; {SAVE_AS_UTF_8}"
+                )
             yield offset, chunk
             offset += len(chunk)
             if file.codec and file.max_bytes and offset > file.max_bytes:
@@ -228,7 +234,9 @@ def detect_encoding(file: TextFile, *, keep_invalid: bool = False) -> TextFile:
     file = replace(file, encoding=encoding, mark_bytes=mark_bytes)
     offset = first_invalid_byte(file)
     if offset is not None and encoding != "utf-8":
-        raise UnreadableFile(f"it is damaged UTF-16: the byte at offset {offset} is invalid")
+        raise UnreadableFile(
+            f"it is damaged UTF-16: the byte at offset {offset} is invalid; {SAVE_AS_UTF_8}"
+        )
     if offset is not None:
         eight_bit = detect_8_bit_encoding(file)
         if eight_bit is not None:
@@ -236,7 +244,15 @@ def detect_encoding(file: TextFile, *, keep_invalid: bool = False) -> TextFile:
         elif keep_invalid:
             file = replace(file, errors="surrogateescape")
         else:
-            raise UnreadableFile(f"it is damaged UTF-8: the byte at offset {offset} is invalid")
-    if file.encoding != "utf-8":
-        log.info("%s is read as %s", escape_unprintable(str(file.path)), file.encoding)
+            raise UnreadableFile(
+                f"it is damaged UTF-8: the byte at offset {offset} is invalid; {SAVE_AS_UTF_8}"
+            )
+    name = escape_unprintable(str(file.path))
+    if file.encoding in EIGHT_BIT_ENCODINGS:
+        log.warning(
+            "note: %s is not UTF-8 and is read as %s; if letters are wrong, %s",
+            *(name, file.encoding, SAVE_AS_UTF_8),
+        )
+    elif file.encoding != "utf-8":
+        log.info("%s is read as %s", name, file.encoding)
     return file

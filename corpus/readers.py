@@ -7,9 +7,10 @@ null, and the first row with an error rejects the file. A nameless column N is c
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from corpus.annotation_exports import check_annotation_export
 from corpus.encodings import UnreadableFile
 from corpus.input_files import (
     DEFAULT_READING,
@@ -28,7 +30,8 @@ from corpus.input_files import (
     reading_errors,
 )
 from corpus.parquet_rows import arrow_errors, bounded_batches, check_decoded_size, open_parquet
-from corpus.row_formats import NumberText, Row, RowFile, clean_column_names, row_groups
+from corpus.prediction_files import as_text
+from corpus.row_formats import Row, RowFile, clean_column_names, row_groups
 from runtime.errors import UserError, escape_unprintable
 
 log = logging.getLogger(__name__)
@@ -42,12 +45,19 @@ BAR_DELAY_S = 1  # a file that is read sooner (some 10 MB of CSV) shows no progr
 
 
 class FileRows(NamedTuple):
-    """A file, or a part of it: columns of strings and nulls, and where its rows are."""
+    """A file, or a part of it: columns of strings and nulls, and where its rows are.
+
+    A list of plain values is JSON text in the table. Columns with other lists, or with objects, are
+    not in the table of a file. `lists` and `nested` are such columns, each with the number of the
+    first row that shows it.
+    """
 
     table: pa.Table
     numbers: np.ndarray  # [rows] as in `Row.number`
     unit: str  # what `numbers` counts: lines, or the objects of a JSON array, or rows of Parquet
     path: str
+    lists: Mapping[str, int] = MappingProxyType({})
+    nested: Mapping[str, int] = MappingProxyType({})
 
 
 @contextmanager
@@ -65,14 +75,20 @@ def progress_bar(path: str, total: int, unit: str) -> Iterator[tqdm]:
         yield bar
 
 
-def plain_text(value: Any, name: str) -> str | None:
-    """A JSON value as text, numbers as they are written; UnreadableFile if it is not plain."""
-    if value is None or isinstance(value, NumberText):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, dict)):
-        raise UnreadableFile(f"has a list or an object in {name}, but must have plain values")
+def is_plain(value: Any) -> bool:
+    """Whether a JSON value is neither a list nor an object."""
+    return not isinstance(value, (list, dict))
+
+
+def is_plain_list(value: Any) -> bool:
+    """Whether a JSON value is a list of values that are neither lists nor objects."""
+    return isinstance(value, list) and all(map(is_plain, value))
+
+
+def choices_of(value: Any) -> Any:
+    """The list of `{"choices": [...]}`, as Label Studio writes several labels; else the value."""
+    if isinstance(value, dict) and value.keys() == {"choices"}:
+        return value["choices"]
     return value
 
 
@@ -87,10 +103,11 @@ def check_surrogates(values: dict[str, str | None]) -> None:
 
 
 def plain_values(row: Row) -> dict[str, str | None]:
-    """The texts of a JSON object; UnreadableFile if it has no keys, or a value is not plain."""
+    """The texts of a JSON object, its lists and objects as JSON; UnreadableFile if it has no
+    keys."""
     if not row.values:
         raise UnreadableFile("is not a JSON object with keys and values")
-    values = {name: plain_text(value, name) for name, value in row.values.items()}
+    values = {name: as_text(choices_of(value)) for name, value in row.values.items()}
     check_surrogates(values)
     return values
 
@@ -105,6 +122,17 @@ def checked_values(row: Row, file: RowFile) -> dict[str, str | None]:
         raise UnreadableFile(f"{file.unit} {row.number} {error}") from error
 
 
+def add_nested_columns(rows: list[Row], lists: dict[str, int], nested: dict[str, int]) -> None:
+    """Add the columns with lists of plain values to `lists`, and those with objects or other lists
+    to `nested`, each with the number of the first such row."""
+    for row in rows:
+        for name, value in row.values.items():
+            if is_plain(value):
+                continue
+            kind = lists if is_plain_list(choices_of(value)) else nested
+            kind.setdefault(name, row.number)
+
+
 def text_tables(
     path: str, flag: str, file_format: str | None, options: ReadOptions
 ) -> Iterator[FileRows]:
@@ -114,11 +142,14 @@ def text_tables(
         progress_bar(path, file.total, "B") as bar,
     ):
         names = dict.fromkeys(file.columns)
+        lists: dict[str, int] = {}
+        nested: dict[str, int] = {}
         for rows in row_groups(file.rows, BATCH_ROWS, BATCH_CHARS):
             bar.update(file.position() - bar.n)
             with reading_errors(flag, path):
                 values = [checked_values(row, file) for row in rows]
             if not file.columns:
+                add_nested_columns(rows, lists, nested)
                 for row_values in values:
                     names.update(dict.fromkeys(row_values))
             columns = {}
@@ -126,14 +157,21 @@ def text_tables(
                 texts = [row_values.get(name) for row_values in values]
                 columns[name] = pa.array(texts, pa.string())
             numbers = np.array([row.number for row in rows])
-            yield FileRows(pa.table(columns), numbers, file.unit, path)
+            yield FileRows(pa.table(columns), numbers, file.unit, path, lists, nested)
+
+
+def is_list_of_texts(kind: pa.DataType) -> bool:
+    """Whether a type is a list of values that can be cast to text."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    is_list = is_list or pa.types.is_fixed_size_list(kind)
+    return is_list and not pa.types.is_nested(kind.value_type)
 
 
 def casts_to_text(path: Path, file: pq.ParquetFile, field: pa.Field, max_bytes: int) -> bool:
     """Whether every value of a column can be cast to text, judged by its type, or by its values
-    if it is binary."""
+    if it is binary. A list of plain values becomes JSON."""
     if pa.types.is_nested(field.type):
-        return False
+        return is_list_of_texts(field.type)
     is_binary = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
     try:
         if not is_binary:
@@ -146,37 +184,43 @@ def casts_to_text(path: Path, file: pq.ParquetFile, field: pa.Field, max_bytes: 
     return True
 
 
+def column_as_text(column: pa.Array) -> pa.Array:
+    """A column of Parquet as strings; lists as JSON."""
+    if pa.types.is_nested(column.type):
+        return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())
+
+
 def parquet_tables(path: str, max_bytes: int) -> Iterator[FileRows]:
-    """The columns of a Parquet file that can be cast to text; the log names the others."""
+    """The columns of a Parquet file that can be cast to text, and the names of the others."""
     check_file(Path(path))
     file = open_parquet(Path(path))
     check_decoded_size(Path(path), file, max_bytes)
     names = clean_column_names(file.schema_arrow.names)
     text_columns = {}
-    left_out = []
+    lists = {}
+    nested = {}
     for name, field in zip(names, file.schema_arrow, strict=True):
         if casts_to_text(Path(path), file, field, max_bytes):
             text_columns[field.name] = name
+            if pa.types.is_nested(field.type):
+                lists[name] = 1
         else:
-            left_out.append(name)
-    if left_out:
-        names_left_out = escape_unprintable(", ".join(left_out))
-        log.info(
-            "%s: columns without plain values are left out: %s",
-            *(escape_unprintable(path), names_left_out),
-        )
+            nested[name] = 1
+    if not text_columns:
+        raise UnreadableFile(f"its columns have no plain values: {', '.join(names)}")
     with progress_bar(path, file.metadata.num_rows, "rows") as bar:
         first_number = 1
         for batch in bounded_batches(Path(path), file, max_bytes, list(text_columns)):
             bar.update(batch.num_rows)
             columns = {}
             for field_name in batch.schema.names:
-                columns[text_columns[field_name]] = batch[field_name].cast(pa.string())
+                columns[text_columns[field_name]] = column_as_text(batch[field_name])
             table = pa.table(columns)
             table.validate(full=True)
             numbers = np.arange(first_number, first_number + len(table))
             first_number += len(table)
-            yield FileRows(table, numbers, "row", path)
+            yield FileRows(table, numbers, "row", path, lists, nested)
 
 
 def is_delimited(path: str) -> bool:
@@ -206,10 +250,18 @@ def stream_parts(
         yield from text_tables(path, flag, file_format, options)
 
 
+def nested_reason(rows: FileRows, name: str) -> str:
+    """Why a column with lists or objects cannot have texts, worded to follow `but`."""
+    if rows.unit == "row":  # of Parquet, whose columns have types
+        return f"its column {name} has no plain values"
+    number = {**rows.lists, **rows.nested}[name]
+    return f"{rows.unit} {number} has a list or an object in {name}, which must have plain values"
+
+
 def read_rows(path: str, flag: str, options: ReadOptions = DEFAULT_READING) -> FileRows:
     """A file in one piece; one-line UserError if it cannot be read or has no rows.
 
-    A .txt file is read as a CSV.
+    A .txt file is read as a CSV. Columns with objects are left out.
     """
     parts = list(stream_parts(path, flag, options, txt_is_table=True))
     tables = [pa.table({}), *(part.table for part in parts)]
@@ -217,7 +269,12 @@ def read_rows(path: str, flag: str, options: ReadOptions = DEFAULT_READING) -> F
     if not table.num_rows:
         raise UserError(f"{flag} is {path}, but it has no rows")
     numbers = np.concatenate([part.numbers for part in parts])
-    return FileRows(table, numbers, parts[0].unit, path)
+    rows = parts[0]._replace(table=table, numbers=numbers)
+    check_annotation_export(rows, flag)
+    plain_names = [name for name in table.column_names if name not in rows.nested]
+    if not plain_names:
+        raise UserError(f"{flag} is {path}, but {nested_reason(rows, table.column_names[0])}")
+    return rows._replace(table=table.select(plain_names))
 
 
 def read_file(path: str, flag: str) -> pa.Table:
@@ -235,6 +292,8 @@ def stream_texts(
     has_named_columns = options.has_header and find_format(Path(path))[0] in DELIMITED
     for number, part in enumerate(stream_parts(path, flag, options, txt_is_table=False)):
         names = part.table.column_names
+        if column in part.lists or column in part.nested:
+            raise UserError(f"{flag} is {path}, but {nested_reason(part, column)}")
         if column not in names and len(names) != 1:
             raise UserError(
                 f"{flag} is {path}, but has no column {column}; it has {', '.join(names)}"
@@ -256,20 +315,31 @@ def name_rows(numbers: np.ndarray, unit: str) -> str:
 
 
 class RowPlaces:
-    """Where the rows of one or several files are, for messages."""
+    """Where the rows of one or several files are, for messages, and which columns are not plain."""
 
     def __init__(self, files: Sequence[FileRows]):
-        """`files` in the order in which they are joined."""
-        self.files = [(rows.path, rows.numbers, rows.unit) for rows in files]
+        """`files` in the order in which they are joined; their tables are not kept."""
+        self.files = [rows._replace(table=pa.table({})) for rows in files]
+
+    @property
+    def lists(self) -> dict[str, FileRows]:
+        """The columns with lists of plain values, and a file that has such a list."""
+        return {name: rows for rows in self.files for name in rows.lists}
+
+    @property
+    def nested(self) -> dict[str, FileRows]:
+        """The columns with objects or other lists, and a file that has such a value."""
+        return {name: rows for rows in self.files for name in rows.nested}
 
     def name(self, ids: np.ndarray) -> str:
         """The rows with these ids (from 0) in words, with their files if there are several."""
         names = []
         first_id = 0
-        for path, numbers, unit in self.files:
+        for rows in self.files:
+            numbers = rows.numbers
             is_in_file = (ids >= first_id) & (ids < first_id + len(numbers))
             if is_in_file.any():
-                name = name_rows(numbers[ids[is_in_file] - first_id], unit)
-                names.append(f"{name} of {path}" if len(self.files) > 1 else name)
+                name = name_rows(numbers[ids[is_in_file] - first_id], rows.unit)
+                names.append(f"{name} of {rows.path}" if len(self.files) > 1 else name)
             first_id += len(numbers)
         return " and ".join(names)

@@ -5,16 +5,19 @@ import argparse
 import os
 import shlex
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options
+from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options, split_label_name
 from runtime.errors import UserError
+from runtime.suggestions import did_you_mean, option_suggestion
 
 SEPARATOR = "--"  # argparse takes it for the end of the options, even as a value
+UNRECOGNIZED = "unrecognized arguments: "  # how argparse's message starts
 BOOLEANS = {"true": True, "false": False}
 KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 EXCLUDED_FROM_ABLATION = {
@@ -36,7 +39,12 @@ class ArgumentParser(argparse.ArgumentParser):
     """Raises UserError where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError with argparse's message."""
+        """Raise UserError with argparse's message; unknown options get a suggestion."""
+        if message.startswith(UNRECOGNIZED):
+            options = [name.lstrip("-") for name in self._option_string_actions]
+            for word in message.removeprefix(UNRECOGNIZED).split():
+                if word.startswith("--"):
+                    message += option_suggestion(word[2:].partition("=")[0], options)
         raise UserError(message)
 
 
@@ -85,7 +93,10 @@ def convert(name: str, value: str) -> Any:
         kind = KIND_NAMES[declared.kind]
         raise UserError(f"--{name} is {value}, but must be {kind}") from None
     if declared.choices and converted not in declared.choices:
-        raise UserError(f"--{name} is {value}, but must be one of {', '.join(declared.choices)}")
+        suggestion = did_you_mean(value, declared.choices)
+        raise UserError(
+            f"--{name} is {value}, but must be one of {', '.join(declared.choices)}{suggestion}"
+        )
     if value.strip() == "":
         raise UserError(f"--{name} is {value!r}, but must not be empty")
     if not is_utf8(value):
@@ -149,7 +160,10 @@ def config_entries(path: str | Path, source: str | None = None) -> Entries:
             check_removed(source, key.value, value.value)
             continue
         if key.value not in OPTIONS or key.value == "config":
-            raise UserError(f"{source}, but {key.value!r} is not an option of that file")
+            suggestion = did_you_mean(key.value, OPTIONS.keys() - {"config"})
+            raise UserError(
+                f"{source}, but {key.value!r} is not an option of that file{suggestion}"
+            )
         if key.value in entries:
             raise UserError(f"{source}, but {key.value} is given twice")
         is_list = OPTIONS[key.value].is_list
@@ -327,10 +341,30 @@ def split_errors(options: Options) -> list[str]:
     return errors
 
 
+def label_errors(options: Options) -> list[str]:
+    """Label names that are given twice, and a separator that has no column to separate."""
+    errors = []
+    pairs = [split_label_name(pair) for pair in options.label_names or ()]
+    for kind, words in (
+        ("label", [label for label, _ in pairs]),
+        ("name", [name for _, name in pairs]),
+    ):
+        for word, count in Counter(words).items():
+            if count > 1:
+                errors.append(f"--label_names has the {kind} {word} twice, but each must be unique")
+    columns = options.label_columns or ()
+    if options.label_separator is not None and len(columns) > 1:
+        errors.append(
+            f"--label_separator is given with --label_columns {' '.join(columns)}, but it "
+            "separates the labels in one column"
+        )
+    return errors
+
+
 def combination_errors(options: Options) -> list[str]:
     """Options that are valid individually but not in combination."""
     stages = PIPELINES[options.pipeline]
-    errors = split_errors(options)
+    errors = split_errors(options) + label_errors(options)
     sources = unlabeled_sources(options)
     if sources and not options.kd_alpha and options.kd_method == "logit":
         errors.append(
@@ -450,7 +484,7 @@ def unknown_arguments(words: list[str]) -> list[str]:
         if word.startswith("--") and name in REMOVED:
             lines.append(f"--{name} was removed: {REMOVED[name].replacement}")
         elif word.startswith("-"):
-            lines.append(f"unknown option {word}")
+            lines.append(f"unknown option {word}{option_suggestion(name, OPTIONS)}")
     return lines or [f"unexpected argument {word!r}" for word in words[:1]]
 
 

@@ -187,6 +187,7 @@ READABLE = [  # name, content, columns
         '{"a": 1}\n{"b": 2, "a": 3}\n{" c ": "NA"}',
         {"a": ["1", "3", None], "b": [None, "2", None], "c": [None, None, "NA"]},
     ),
+    ("lists.jsonl", '{"a": ["x"]}\n{"a": [1.0, true, "y"]}', {"a": ['["x"]', '[1.0, true, "y"]']}),
     (
         "ragged_late.jsonl",
         '{"a": 1}\n' * 10_000 + '{"b": 2}',
@@ -211,6 +212,7 @@ READABLE = [  # name, content, columns
             f=pa.array(["u", "u"]).dictionary_encode(),
             g=pa.array([3, 4]).dictionary_encode(),
             left=[[1], [2]],
+            nested=[[[1]], [[2]]],
             out=[{"k": 1}, None],
             no_text=[b"\xff", b""],
         ),
@@ -222,6 +224,7 @@ READABLE = [  # name, content, columns
             "e": ["y", "z"],
             "f": ["u", "u"],
             "g": ["3", "4"],
+            "left": ["[1]", "[2]"],
         },
     ),
 ]
@@ -339,7 +342,7 @@ UNREADABLE = [  # name, content or None for no file, beginning of the error
         parquet(a=["x"] * 99)[:-9],
         "it cannot be read: Parquet magic bytes not found",
     ),
-    ("nested_only.parquet", parquet(a=[[1]]), "it has no rows"),
+    ("nested_only.parquet", parquet(a=[[[1]]]), "its columns have no plain values: a"),
     ("no_rows.parquet", parquet(a=pa.array([], pa.string())), "it has no rows"),
     (
         "wrong_utf8.parquet",
@@ -355,7 +358,7 @@ UNREADABLE = [  # name, content or None for no file, beginning of the error
     ("scalar.jsonl", '{"a": 1}\n3', "line 2 is not a JSON object"),
     ("empty_object.jsonl", "{}", "line 1 is not a JSON object with keys and values"),
     ("nested.jsonl", '{"a": 1}\n{"a": {"b": 1}}', "line 2 has a list or an object in a,"),
-    ("nested.json", '[{"a": 1},\n{"a": [1]}]', "object 2 has a list or an object in a,"),
+    ("nested.json", '[{"a": 1},\n{"a": [[1]]}]', "object 2 has a list or an object in a,"),
     (
         "broken.json",
         '[{"a": 1},\n{"a" 2}]',

@@ -96,6 +96,7 @@ NO_OWN_KEY = {  # they decide which stages there are, or which rows the splits h
     *("dataset_path", "validation_path", "test_path", "text_column", "label_columns"),
     *("group_column", "validation_fraction", "test_fraction", "data_fraction", "num_folds"),
     *("unlabeled_path", "augment", "no_header", "max_input_gb"),
+    *("label_names", "label_separator"),
 }
 
 

@@ -227,12 +227,15 @@ def test_a_file_without_read_permission_gives_one_line(tmp_path):
         read_file(str(tmp_path / "x.csv"), "--data")
 
 
+UTF_8_ADVICE = "if letters are wrong, save the file as UTF-8 (in Excel: CSV UTF-8)"
+
+
 @pytest.mark.parametrize(
     ("content", "messages"),
     [
         (PLAIN.encode("utf-16"), ["read as utf-16-le"]),
-        ("a,b\né,1".encode("cp1252"), ["read as cp1252"]),
-        (b"a,b\n\x81,1", ["read as latin-1"]),
+        ("a,b\né,1".encode("cp1252"), [f"not UTF-8 and is read as cp1252; {UTF_8_ADVICE}"]),
+        (b"a,b\n\x81,1", [f"not UTF-8 and is read as latin-1; {UTF_8_ADVICE}"]),
         (PLAIN.encode(), []),
     ],
 )
@@ -243,11 +246,16 @@ def test_the_log_names_an_encoding_other_than_utf8(content, messages, tmp_path, 
     assert [record.message.partition(" is ")[2] for record in caplog.records] == messages
 
 
-def test_the_log_names_the_parquet_columns_that_are_left_out(tmp_path, caplog):
-    (tmp_path / "x.parquet").write_bytes(parquet(a=["x"], b=[[1]], c=[b"\xff"]))
-    with caplog.at_level("INFO", "corpus"):
-        assert read_columns(tmp_path / "x.parquet") == {"a": ["x"]}
-    assert caplog.records[0].message.endswith("left out: b, c")
+def test_columns_without_plain_values_are_left_out_and_named(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(parquet(a=["x"], b=[[1]], c=[b"\xff"], d=[{"k": 1}]))
+    rows = read_rows(str(tmp_path / "x.parquet"), "--data")
+    assert rows.table.to_pydict() == {"a": ["x"], "b": ["[1]"]}
+    assert list(rows.lists) == ["b"] and list(rows.nested) == ["c", "d"]
+    lines = ['{"a": "x", "b": "y"}', '{"a": "x", "b": [1]}', '{"a": "x", "c": {}, "d": [{}]}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    rows = read_rows(str(tmp_path / "x.jsonl"), "--data")
+    assert rows.table.to_pydict() == {"a": ["x"] * 3, "b": ["y", "[1]", None]}
+    assert (rows.lists, rows.nested) == ({"b": 2}, {"c": 3, "d": 3})
 
 
 def test_a_progress_bar_appears_on_stderr_only_for_slow_files(tmp_path, capsys, monkeypatch):
