@@ -231,7 +231,7 @@ class Options:
     )
     label_separator: str | None = option(
         None,
-        "what separates several labels in one cell, such as | or , or ; none: a cell is one label",
+        "separator of several labels in one cell, such as a comma; none: each cell is one label",
         DATA,
         auto="detected",
     )
