@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 COLUMNS = "corpus/columns.py"
+COLUMN_CHOICE = "corpus/column_choice.py"
 LABELS = "corpus/labels.py"
 VALUES = "corpus/values.py"
 TEXT_KEYS = "corpus/text_keys.py"
@@ -263,7 +264,7 @@ FAULTS = (
     ),
     Fault(
         name="dates are detected as texts",
-        file=COLUMNS,
+        file=COLUMN_CHOICE,
         old='return kinds.count("N") >',
         new='return kinds.count("X") >',
         tests=f"{SPLIT_TESTS} -k dates",
