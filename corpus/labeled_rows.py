@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from compression_config import Options
-from corpus.columns import ambiguity_error, check_columns, check_header, detect_text_column
+from corpus.column_choice import ambiguity_error, detect_text_column
+from corpus.columns import check_columns, check_header, check_text_column
 from corpus.input_files import ReadOptions
 from corpus.labels import LabelColumn, log_notes, read_flags, read_label_column
 from corpus.readers import FileRows, RowPlaces, read_rows
@@ -63,10 +64,12 @@ def read_labeled_rows(
         label_columns=names.labels,
         no_header=not reading.has_header,
     )
-    check_columns(table, given)
+    places = RowPlaces([rows])
+    check_columns(table, places, given)
     check_header(rows, INPUT, given)
     if text_name is None:
-        text_name = detect_text_column(table)
+        text_name = detect_text_column(table, frozenset(places.lists))
+    check_text_column(text_name, places)
     label_names = names.labels or find_label_columns(table, task, text_name, names.trained_labels)
     check_label_columns(tuple(label_names), text_name, task)
     labels = read_labels(rows, task, tuple(label_names))
