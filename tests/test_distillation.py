@@ -267,6 +267,20 @@ def test_a_student_equal_to_its_teacher_has_a_state_loss_of_zero(teacher_dir):
     assert not hasattr(student, "kd_project")
 
 
+def test_the_layers_of_a_student_learn_from_the_layers_of_the_teacher_paired_with_them(teacher_dir):
+    """The only layer of the student equals the first of the teacher, and learns from the second."""
+    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_dir).eval()
+    student = AutoModelForSequenceClassification.from_pretrained(teacher_dir, num_hidden_layers=1)
+    student.eval()
+    ids = torch.tensor([[2, 7, 8, 3]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    hidden = teacher(**batch, output_hidden_states=True).hidden_states
+    loss = LiveStateLoss(student, teacher_dir, ("hidden",), "cpu")
+    student(**batch)
+    expected = (hidden[1] - hidden[2]).square().mean().item()
+    assert loss(batch).item() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("method", ["hidden", "relation"])
 def test_a_narrower_student_learns_from_states_and_is_saved_without_projection(
     method, teacher_dir, soft, options, tmp_path

@@ -40,6 +40,13 @@ FAULTS = (
         tests="tests/test_distillation.py -k paired",
     ),
     Fault(
+        name="layers of the teacher are chosen by the numbers of the student's",
+        file=DISTILLATION,
+        old="self.teacher_states.states(self.names, self.teacher_layers, self.relation_heads)",
+        new="self.teacher_states.states(self.names, self.student_layers, self.relation_heads)",
+        tests="tests/test_distillation.py -k paired_with_them",
+    ),
+    Fault(
         name="states of the previous batch are compared",
         file=DISTILLATION,
         old="            outputs.clear()\n",
