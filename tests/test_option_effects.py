@@ -35,7 +35,7 @@ BASE = Options(
     trim_vocab="used",
     ffn_width=0.5,
     qat="int8",
-    calibration_samples=8,
+    calibration_samples=36,  # more than the texts that a format is checked on
     export="onnx",
     quant_method="static",
 )
@@ -63,7 +63,7 @@ OTHER = {
     "prune_schedule": "cubic",
     "prune_layers": "ffn",
     "fine_tune_epochs": 1,
-    "calibration_samples": 4,
+    "calibration_samples": 44,
     "ffn_width": 0.25,
     "qat": "int4",
     "qat_epochs": 1,

@@ -268,6 +268,7 @@ FAULTS = (
         old='return kinds.count("N") >',
         new='return kinds.count("X") >',
         tests=f"{SPLIT_TESTS} -k dates",
+        raises="UserError",
     ),
     Fault(
         name="texts that differ in white space are not duplicates",

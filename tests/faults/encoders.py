@@ -64,6 +64,7 @@ FAULTS = (
         old="        if inputs is not self.last_inputs:",
         new="        if self.last_inputs is None:",
         tests=f"{MATH} -k batching",
+        raises="RuntimeError",
     ),
     Fault(
         name="padding counts in the importance of neurons",
@@ -93,6 +94,7 @@ FAULTS = (
         old="        apply_masks_(self.linears, self.masks)",
         new="        pass",
         tests=f"{STAGES} -k 'recovery or cubic_schedule'",
+        raises="RuntimeError",
     ),
     Fault(
         name="masks are applied at the first step only",
@@ -100,6 +102,7 @@ FAULTS = (
         old="        apply_masks_(self.linears, self.masks)",
         new="        if state.global_step < 1:\n            apply_masks_(self.linears, self.masks)",
         tests=f"{STAGES} -k recovery",
+        raises="RuntimeError",
     ),
     Fault(
         name="the sparsity is not checked",
@@ -203,6 +206,7 @@ FAULTS = (
         old='    required = {token["id"] for token in spec["added_tokens"]}',
         new='    required = {token["id"] for token in spec["added_tokens"][:-1]}',
         tests=STRUCTURED,
+        raises="KeyError",
     ),
     Fault(
         name="the post-processor keeps the old ids",
@@ -210,6 +214,7 @@ FAULTS = (
         old="            renumbered[key] = [new_ids[old_id] for old_id in item]",
         new="            renumbered[key] = item",
         tests=STRUCTURED,
+        raises="RuntimeError",
     ),
     Fault(
         name="Unigram gets another unknown token",
@@ -217,6 +222,7 @@ FAULTS = (
         old='        model["unk_id"] = new_ids[model["unk_id"]]',
         new='        model["unk_id"] = 0',
         tests=STRUCTURED,
+        raises="RuntimeError",
     ),
     Fault(
         name="BPE loses the tokens that a token is merged from",

@@ -217,6 +217,13 @@ FAULTS = (
         tests="tests/test_qat.py -k 'plain or a_run_trains'",
     ),
     Fault(
+        name="static ranges are those of the texts that a format is checked on",
+        file="quantization.py",
+        old="QuantizationRequest(model_in, out_dir, texts, options.max_length)",
+        new="QuantizationRequest(model_in, out_dir, texts[:CHECKED_TEXTS], options.max_length)",
+        tests="tests/test_option_effects.py -k quantize-calibration_samples",
+    ),
+    Fault(
         name="QAT at the full learning rate",
         file="quantization.py",
         old="learning_rate=options.lr * QAT_LR_FACTOR",

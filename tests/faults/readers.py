@@ -225,6 +225,7 @@ FAULTS = (
         old="        names.append(free_name(name, used))\n",
         new="        names.append(name)\n",
         tests=f"{FILES} -k never_replace",
+        raises="ValueError",
     ),
     Fault(
         name="a resumed run labels the last window twice",

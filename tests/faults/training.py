@@ -59,6 +59,7 @@ FAULTS = (
         old="key.register_forward_hook(partial(self.record, self.keys))",
         new="key.register_forward_hook(partial(self.record, self.queries))",
         tests="tests/test_distillation.py -k recorded",
+        raises="IndexError",
     ),
     Fault(
         name="the projection is saved with the student",
@@ -88,6 +89,7 @@ FAULTS = (
         new='split = splits["test" if name == "validation" else name]\n'
         "        broadcast_from_main(partial(write_tokens, split, tokenizer, max_length, path))",
         tests="tests/test_memory.py -k finished_training",
+        raises="KeyError",
     ),
     Fault(
         name="the order of batches is the same in every epoch",
