@@ -254,11 +254,13 @@ def test_the_version_of_a_stage_changes_its_key_and_those_made_from_it(
 # Evaluations
 
 
-def evaluation_key(folder: Path, runner: StageRunner, files: str = "abc") -> str:
-    """The key of the student's evaluation."""
-    for name in ("teacher", "distill"):
+def evaluation_key(
+    folder: Path, runner: StageRunner, *, student: str = "abc", teacher: str = "abc"
+) -> str:
+    """The key of the student's evaluation; `student` and `teacher` are hashes of their weights."""
+    for name, digest in (("teacher", teacher), ("distill", student)):
         (folder / name).mkdir(exist_ok=True)
-        record = {"fingerprint": name, "files": {"model.safetensors": f"{files} {name}"}}
+        record = {"fingerprint": name, "files": {"model.safetensors": digest}}
         (folder / name / "stage.json").write_text(json.dumps(record))
     runner.call = SimpleNamespace()
     cache: EvaluationCache = runner.evaluations
@@ -289,7 +291,8 @@ def test_everything_that_an_evaluation_reads_changes_its_key(tmp_path):
     keys = {"nothing": evaluation_key(tmp_path, make_runner(tmp_path))}
     for name, change in EVALUATION_INPUTS.items():
         keys[name] = evaluation_key(tmp_path, make_runner(tmp_path, **change))
-    keys["a file"] = evaluation_key(tmp_path, make_runner(tmp_path), files="def")
+    keys["the student"] = evaluation_key(tmp_path, make_runner(tmp_path), student="def")
+    keys["the teacher"] = evaluation_key(tmp_path, make_runner(tmp_path), teacher="def")
     assert len(set(keys.values())) == len(keys), keys
     assert evaluation_key(tmp_path, make_runner(tmp_path)) == keys["nothing"]
 

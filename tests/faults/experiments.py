@@ -434,6 +434,13 @@ FAULTS = (
         tests="tests/test_terminal.py -k notebook",
     ),
     Fault(
+        name="the key of an evaluation lacks the teacher",
+        file="experiments/evaluation_cache.py",
+        old='[read_record(model_format.directory), read_record(self.directory / "teacher")]',
+        new="[read_record(model_format.directory)]",
+        tests="tests/test_cache_keys.py -k everything_that_an_evaluation_reads",
+    ),
+    Fault(
         name="a signal to a forked process ends its parent",
         file="runtime/terminal.py",
         old='    if hasattr(os, "register_at_fork"):\n',
