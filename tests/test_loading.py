@@ -454,6 +454,17 @@ def test_a_finished_teacher_keeps_each_label_on_its_own_logit(
     assert read_labels(teacher_dir)[0] == HATE.labels
 
 
+def test_the_rows_of_a_head_follow_their_names_in_any_order(model_dir):
+    """An order of three names that is not its own inverse."""
+    change_config(model_dir, id2label={"0": "c", "1": "a", "2": "b"})
+    change_weight(model_dir, "classifier.weight", torch.arange(96.0).reshape(3, 32))
+    change_weight(model_dir, "classifier.bias", torch.tensor([3.0, 1.0, 2.0]))
+    task = Task(("a", "b", "c"), multi_label=False)
+    model, _ = load_pretrained(str(model_dir), "--teacher_path", task, MAX_LENGTH)
+    assert model.classifier.bias.tolist() == [1.0, 2.0, 3.0]
+    assert model.classifier.weight[:, 0].tolist() == [32.0, 64.0, 0.0]
+
+
 def test_numbers_as_names_are_labels(model_dir, tmp_path):
     change_config(model_dir, id2label={"0": 1, "1": 0})
     weights = load_file(model_dir / "model.safetensors")

@@ -178,4 +178,11 @@ FAULTS = (
         new="            if False:\n",
         tests="tests/test_families.py -k as_long_as",
     ),
+    Fault(
+        name="rows of a saved head are reordered by the inverse permutation",
+        file="encoders/saved_heads.py",
+        old="return [saved.index(label) for label in labels]",
+        new="return [labels.index(label) for label in saved]",
+        tests="tests/test_loading.py -k in_any_order",
+    ),
 )
