@@ -17,6 +17,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,8 @@ def ignored_names(directory: str, names: list[str]) -> set[str]:
 
 
 def run_tests(copy: Path, selection: str) -> tuple[int, str]:
-    """The exit code of pytest, and how the first test failed ("" if none did)."""
+    """The exit code of pytest, and how the first test failed, or the signal that ended it ("" if
+    all passed)."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     command += ["-p", "faults.outcome", *shlex.split(selection)]
     with tempfile.TemporaryDirectory() as directory:
@@ -63,6 +65,8 @@ def run_tests(copy: Path, selection: str) -> tuple[int, str]:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True)
         if outcome.exists():
             return done.returncode, outcome.read_text(encoding="utf-8")
+    if done.returncode < 0:
+        return done.returncode, signal.Signals(-done.returncode).name
     return done.returncode, ""
 
 
@@ -140,7 +144,10 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="try this many, drawn at random")
     parser.add_argument("--seed", type=int, help="of the sample (default: a new one)")
     options = parser.parse_args()
-    selected = [fault for fault in FAULTS if options.word in " ".join(fault)]
+    selected = []
+    for fault in FAULTS:
+        if options.word in f"{fault.name} {fault.file} {fault.tests}":
+            selected.append(fault)
     if options.sample is not None and options.sample < len(selected):
         seed = options.seed if options.seed is not None else time.time_ns() % 10**6
         print(f"{options.sample} of {len(selected)} faults, --seed {seed}", flush=True)

@@ -9,6 +9,7 @@ from faults import FAULTS, Fault
 from scripts.check_faults import BROKEN, CAUGHT, CRASHED, MISSED, check_faults, ignored_names
 
 ROOT = Path(__file__).parent.parent
+DIE = "__import__('os').kill(__import__('os').getpid(), 15)"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -55,8 +56,13 @@ def sum_fault(new: str, tests: str, raises: str = "") -> Fault:
         (sum_fault("a - b", "test_unsound"), BROKEN),
         (sum_fault("a - b", "no_such_test"), BROKEN),
         (sum_fault("a +", "test_sum"), CRASHED),
+        (sum_fault(DIE, "test_sum"), CRASHED),
+        (sum_fault(DIE, "test_sum", raises="SIGTERM"), CAUGHT),
     ],
-    ids=["wrong value", "passes", "raises", "expected", "unsound", "no test", "syntax error"],
+    ids=[
+        *("wrong value", "passes", "raises", "expected", "unsound", "no test", "syntax error"),
+        *("dies", "expected to die"),
+    ],
 )
 def test_the_outcome_of_a_planted_fault(fault, outcome, tiny_project):
     assert check_faults([fault], jobs=1, project=tiny_project) == {outcome: 1}

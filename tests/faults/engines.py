@@ -80,6 +80,7 @@ FAULTS = (
         old="request = idle_requests.pop()",
         new="request = idle_requests[0]",
         tests="tests/test_serving.py -k openvino",
+        raises=("SIGSEGV", "SIGABRT", "ValueError", "RuntimeError"),
     ),
     Fault(
         name="activation ranges of a whole batch in ONNX Runtime",

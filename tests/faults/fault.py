@@ -7,7 +7,8 @@ class Fault(NamedTuple):
     """`old` occurs exactly once in `file`.
 
     With `new` in its place, an assertion must fail in the tests that `tests` (arguments of pytest)
-    selects. If the fault makes them end with another exception, `raises` is how its line starts.
+    selects. If the fault makes them end with another exception, `raises` is how its line starts; if
+    the process dies, it is the name of the signal.
     """
 
     name: str
@@ -15,4 +16,4 @@ class Fault(NamedTuple):
     old: str
     new: str
     tests: str
-    raises: str = ""
+    raises: str | tuple[str, ...] = ""  # several: any of them
