@@ -454,9 +454,10 @@ def source_of_five_windows(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(file_scoring, "WINDOW_ROWS", 10)
     lines = []
     for i in range(50):
-        lines.append(f'"text {i}{"x" * (i % 7)}\n"\n' if i % 9 else "a,b\n")
+        text = f"text {i}{'x' * (i % 7)}\n" if i % 9 else " "
+        lines.append(f'{i},"{text}"\n')
     source = tmp_path / "in.csv"
-    source.write_text("text\n" + "".join(lines))
+    source.write_text("id,text\n" + "".join(lines))
     return source
 
 
@@ -476,7 +477,7 @@ def test_a_killed_run_resumes_and_the_file_is_byte_identical(
         partial.write(b"half a window" * 1000)
     resumed = label(source_of_five_windows, output, second.classifier())
     assert output.read_bytes() == undisturbed_output.read_bytes()
-    assert resumed.progress == undisturbed.progress
+    assert resumed.progress == undisturbed.progress and resumed.progress.bad == 6
     assert resumed.rows == len(second.texts) and (resumed.rows < undisturbed.rows) == (passes >= 3)
     assert sorted(path.name for path in tmp_path.glob("out*")) == [f"out{suffix}"]
 

@@ -225,6 +225,13 @@ FAULTS = (
         tests="tests/test_option_effects.py -k quantize-calibration_samples",
     ),
     Fault(
+        name="a resumed labeling skips the labeled rows only",
+        file="engines/file_scoring.py",
+        old="islice(job.file.rows, progress.rows, None)",
+        new="islice(job.file.rows, progress.scored, None)",
+        tests="tests/test_file_scoring.py -k killed_run_resumes",
+    ),
+    Fault(
         name="QAT at the full learning rate",
         file="quantization.py",
         old="learning_rate=options.lr * QAT_LR_FACTOR",
