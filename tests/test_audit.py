@@ -76,12 +76,16 @@ def test_near_equal_values_of_any_column_are_listed(tmp_path):
     assert "near-equal values of gender" in audit_table(findings)
 
 
-def test_a_label_rate_that_changes_along_the_file_is_reported_with_its_row(tmp_path):
+@pytest.mark.parametrize("empty_texts", [0, 20])
+def test_a_label_rate_that_changes_along_the_file_is_reported_with_its_row(empty_texts, tmp_path):
+    """Rows of the file are counted, also those that are dropped."""
     rng = np.random.default_rng(1)
     labels = [*(rng.random(300) < 0.7).astype(int), *(rng.random(100) < 0.05).astype(int)]
-    (drift,) = audit(tmp_path, comments(400), labels)["order_drift"]
+    texts = [""] * empty_texts + comments(400)[empty_texts:]
+    (drift,) = audit(tmp_path, texts, labels)["order_drift"]
     assert drift["label"] == "1" and abs(drift["last_row"] - 300) <= 3
-    assert drift["before"] == pytest.approx(np.mean(labels[: drift["last_row"]]))
+    before = labels[empty_texts : drift["last_row"]]
+    assert drift["before"] == pytest.approx(np.mean(before))
     assert drift["after"] == pytest.approx(np.mean(labels[drift["last_row"] :]))
 
 

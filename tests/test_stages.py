@@ -1,5 +1,6 @@
 """Stages and measurement on tiny models: the right rows, the right tokenizer, the right file."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,7 @@ from metrics import agreement, macro_f1, quality_metrics
 from pruning import KeepPruned, cubic_sparsity, prune, prune_
 from reporting.results import warnings_of
 from runtime.checkpoints import CHECKPOINTS, last_checkpoint, read_trainer_state
+from runtime.files import HISTORY_NAME
 from task import Task, decide, probabilities
 from trainer import LengthGroupedSampler, training_arguments, training_settings
 from training import hard_target_loss, train_
@@ -174,6 +176,20 @@ def test_an_epoch_before_the_minimum_fraction_of_steps_is_not_the_best(
     assert (state["best_metric"], state["best_global_step"]) == (0.3, state["global_step"])
     metrics = [entry["eval_macro_f1"] for entry in history if "eval_macro_f1" in entry]
     assert metrics == scores
+
+
+@pytest.mark.parametrize("schedule, best_epoch", [("oneshot", 1), ("cubic", 2)])
+def test_only_gradual_pruning_ignores_the_first_half_of_recovery(
+    schedule, best_epoch, teacher_dir, soft, options, tmp_path, monkeypatch
+):
+    scores = iter([0.9, 0.8, 0.2, 0.3])  # of the epochs
+    monkeypatch.setattr(training, "validation_metrics", lambda _: {"macro_f1": next(scores)})
+    options = replace(
+        options, prune_schedule=schedule, fine_tune_epochs=4, early_stopping_patience=4
+    )
+    pruning.prune(teacher_dir, soft, TASK, tmp_path, options)
+    history = json.loads((tmp_path / HISTORY_NAME).read_text())
+    assert [epoch["epoch"] for epoch in history if epoch["kept"]] == [best_epoch]
 
 
 @pytest.mark.parametrize("precision, expected", [("fp32", "no"), ("bf16", "bf16")])

@@ -355,4 +355,11 @@ FAULTS = (
         new='return float(f1_score(labels, decisions, average="weighted", zero_division=0))',
         tests=f"{STAGE_TESTS} -k by_hand",
     ),
+    Fault(
+        name="the last row before a drift is counted without the dropped rows",
+        file="corpus/audit.py",
+        old='"last_row": int(ids[rows_before - 1]) + 1,',
+        new='"last_row": rows_before,',
+        tests="tests/test_audit.py -k changes_along_the_file",
+    ),
 )

@@ -69,6 +69,13 @@ FAULTS = (
         tests="tests/test_distillation.py -k narrower",
     ),
     Fault(
+        name="the first half of recovery is ignored after one-shot pruning",
+        file="pruning.py",
+        old="min_best_fraction=RAMP_FRACTION if gradual else 0.0,",
+        new="min_best_fraction=RAMP_FRACTION,",
+        tests="tests/test_stages.py -k only_gradual_pruning",
+    ),
+    Fault(
         name="the best epoch may end before all weights are pruned",
         file="trainer.py",
         old="if self.state.global_step < self.settings.min_best_fraction * self.state.max_steps:",
