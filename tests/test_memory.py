@@ -450,24 +450,25 @@ def test_the_name_of_a_run_with_other_options_is_refused_unless_overwritten(
         "--output_dir",
         str(first_run),
         "--experiment",
-        "second",
+        "renamed",
         *SMALL,
     ]
-    changed = [*argv, "--fine_tune_epochs", "2"]
-    kept = first_run / "models" / "second" / "config.yaml"
+    assert run_main(argv) == 0
+    changed = [*argv, "--fine_tune_epochs", "3"]
+    kept = first_run / "models" / "renamed" / "config.yaml"
     kept.write_text(
         re.sub("^qat.*\n", "", kept.read_text(), flags=re.M)
     )  # as a version without --qat wrote it
     assert run_main(changed) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    expected = "already exists with other options (--fine_tune_epochs was 1, now 2)"
-    assert "--experiment second " + expected in said
+    expected = "already exists with other options (--fine_tune_epochs was 1, now 3)"
+    assert "--experiment renamed " + expected in said
     assert run_main([*changed, "--overwrite"]) == 0
-    assert reused(first_run, "second")["pruned"] is False
+    assert reused(first_run, "renamed")["pruned"] is False
 
 
 def test_an_audit_keeps_the_checkpoints_of_a_killed_run(first_run, run_main, tiny_csv, capsys):
-    begun = first_run / "models" / "second" / "prune.abc.partial" / "checkpoints"
+    begun = first_run / "models" / "audited" / "prune.abc.partial" / "checkpoints"
     begun.mkdir(parents=True)
     argv = [
         "--dataset_path",
@@ -475,7 +476,7 @@ def test_an_audit_keeps_the_checkpoints_of_a_killed_run(first_run, run_main, tin
         "--output_dir",
         str(first_run),
         "--experiment",
-        "second",
+        "audited",
         *SMALL,
     ]
     assert run_main([*argv, "--fine_tune_epochs", "2", "--audit"]) == 0 and begun.is_dir()
