@@ -195,6 +195,7 @@ FAULTS = (
         old="return values + change",
         new="return (values + change).detach()",
         tests="tests/test_qat.py -k gradient",
+        raises="TypeError",
     ),
     Fault(
         name="QAT trains with weights in full precision",
@@ -244,6 +245,7 @@ FAULTS = (
         old="callbacks=(KeepZeros(encoder_linears(model)),),",
         new="callbacks=(),",
         tests="tests/test_qat.py -k a_run_trains",
+        raises="RuntimeError",
     ),
     Fault(
         name="fp16 computes in half precision",
@@ -266,6 +268,7 @@ FAULTS = (
         old="    check_logits(logits, source, advice)\n    write_predictions(",
         new="    write_predictions(",
         tests="tests/test_finite.py -k gets_no_row",
+        raises="TypeError",
     ),
     Fault(
         name="metrics of logits that are not finite",
@@ -273,6 +276,7 @@ FAULTS = (
         old='    check_logits(logits, "the model", FORMAT_ADVICE)\n',
         new="",
         tests="tests/test_finite.py -k never_computed",
+        raises="ValueError",
     ),
     Fault(
         name="an infinite logit is finite",
@@ -280,6 +284,7 @@ FAULTS = (
         old="is_finite_row = np.isfinite(logits).all(axis=1)",
         new="is_finite_row = ~np.isnan(logits).any(axis=1)",
         tests="tests/test_finite.py -k never_computed",
+        raises="ValueError",
     ),
     Fault(
         name="fp16 stores infinities",

@@ -208,6 +208,7 @@ FAULTS = (
         old="    text = repr(value)\n",
         new="    text = f\"'{value}'\"\n",
         tests="tests/test_card.py -k literals",
+        raises="SyntaxError",
     ),
     Fault(
         name="a page without escaping",
