@@ -32,7 +32,8 @@ from corpus.columns import (
     mask_of,
     read_corpus,
 )
-from runtime.errors import UserError
+from corpus.labels import list_names
+from runtime.errors import UserError, escape_unprintable
 from task import NO_LABEL, Task
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_STRATUM_TEXTS = 10  # a smaller stratum of a class and a group joins those of its class
+
+MIN_LABEL_ROWS = 3  # a label of so many rows is in every split
+
+SMALL_TEST_ROWS = 20
 
 CHUNK_ROWS = 10_000  # rows of a file on disk that are read together
 
@@ -99,28 +104,71 @@ def too_few_error(corpus: LabeledCorpus, purpose: str) -> UserError:
     rarest = counts.argmin()
     label = corpus.task.labels[rarest]
     return UserError(
-        f"--label_columns: label {label} has {counts[rarest]} texts, too few {purpose}"
+        f"--label_columns: label {label} has {counts[rarest]} texts, too few {purpose}; add rows "
+        "with it, or delete its rows"
     )
 
 
+def held_out_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """How many texts of each class to hold out, for `counts` [classes] of its texts: about
+    `fraction`, but at least one on each side, and none of a single text."""
+    rounded = np.round(fraction * counts).astype(int)
+    return np.where(counts < 2, 0, np.clip(rounded, 1, np.maximum(counts - 1, 1)))
+
+
+def is_rare(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """Whether a class has too few texts for a random split to have one of them on each side."""
+    return min(fraction, 1 - fraction) * counts < 1
+
+
 def held_out_mask(texts: LabeledCorpus, fraction: float, seed: int) -> np.ndarray:
-    """Mask [texts] of a stratified random `fraction` of distinct texts."""
-    stratum_ids = strata(texts)
+    """Mask [texts] of a stratified random `fraction` of distinct texts.
+
+    A label of at least two texts has one on each side.
+    """
     positions = np.arange(len(texts.rows))
     if texts.task.multi_label:
         splitter = MultilabelStratifiedShuffleSplit(1, test_size=fraction, random_state=seed)
-        _, held_out = next(splitter.split(positions, stratum_ids))
-        return mask_of(held_out, len(positions))
-    _, stratum_sizes = np.unique(stratum_ids, return_counts=True)
-    if stratum_sizes.min() < 2:  # scikit-learn needs two texts: stratify by class only
-        stratum_ids = texts.labels
-    try:
+        _, held_out = next(splitter.split(positions, strata(texts)))
+        return with_every_label(mask_of(held_out, len(positions)), texts.labels, seed)
+    counts = np.bincount(texts.labels, minlength=len(texts.task.labels))
+    rare_classes = is_rare(counts, fraction)
+    is_held_out = np.zeros(len(positions), dtype=bool)
+    generator = np.random.default_rng(seed)
+    for class_id in np.flatnonzero(rare_classes):
+        own = np.flatnonzero(texts.labels == class_id)
+        count = held_out_counts(counts, fraction)[class_id]
+        is_held_out[generator.choice(own, count, replace=False)] = True
+    common = np.flatnonzero(~rare_classes[texts.labels])
+    if len(common):
+        stratum_ids = strata(texts)[common]
+        _, stratum_sizes = np.unique(stratum_ids, return_counts=True)
+        if stratum_sizes.min() < 2:  # scikit-learn needs two texts: stratify by class only
+            stratum_ids = texts.labels[common]
         _, held_out = train_test_split(
-            positions, test_size=fraction, random_state=seed, stratify=stratum_ids
+            common, test_size=fraction, random_state=seed, stratify=stratum_ids
         )
-    except ValueError as error:
-        raise too_few_error(texts, f"to hold out {fraction:.0%} of {len(positions)}") from error
-    return mask_of(held_out, len(positions))
+        is_held_out[held_out] = True
+    return is_held_out
+
+
+def with_every_label(is_held_out: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """The mask [texts] with texts moved to the other side for labels that this side lacks.
+
+    `labels` [texts, labels] are 0/1. A text is moved only if its labels stay on its own side.
+    """
+    is_held_out = is_held_out.copy()
+    generator = np.random.default_rng(seed)
+    for label in labels.sum(axis=0).argsort():
+        for side in (True, False):
+            if (labels[is_held_out == side, label] == 1).any():
+                continue
+            others = is_held_out != side
+            is_spare = (labels[others].sum(axis=0) > 1) | (labels == 0)
+            movable = np.flatnonzero(others & (labels[:, label] == 1) & is_spare.all(axis=1))
+            if len(movable):
+                is_held_out[generator.choice(movable)] = side
+    return is_held_out
 
 
 def fold_mask(texts: LabeledCorpus, fold: int, num_folds: int, seed: int) -> np.ndarray:
@@ -217,16 +265,67 @@ def load_splits(options: Options) -> tuple[DatasetDict, Task, dict[str, Any]]:
     return splits, corpus.task, columns
 
 
+def count_labels(split: Dataset, task: Task) -> np.ndarray:
+    """The number of rows [labels] of a split with each label."""
+    labels = label_array(split)
+    if task.multi_label:
+        return labels.sum(axis=0).astype(int)
+    return np.bincount(labels, minlength=len(task.labels))
+
+
 def check_splits(splits: DatasetDict, task: Task) -> None:
-    """Raise UserError if a split lacks a label, which then could not be learned or measured."""
+    """Raise UserError if a split lacks a label, which then could not be learned or measured.
+
+    A label of one or two rows may lack in the held-out splits, with a note, if these have at least
+    two labels.
+    """
     for name, split in splits.items():
-        labels = label_array(split)
-        present = (labels.sum(axis=0) > 0).sum() if task.multi_label else len(np.unique(labels))
-        if present < len(task.labels):
+        if not len(split):
             raise UserError(
-                f"--dataset_path: {present} of {len(task.labels)} labels occur in the {name} split "
-                f"of {len(split)} rows; give it a larger fraction, or more rows"
+                f"--dataset_path: the file has too few texts for a {name} split; add rows"
             )
+    counts = {name: count_labels(split, task) for name, split in splits.items()}
+    rows_of_label = sum(counts.values())
+    for name, split in splits.items():
+        missing = np.flatnonzero(counts[name] == 0)
+        has_two_labels = len(task.labels) - len(missing) >= 2
+        for label_id in missing:
+            rows = rows_of_label[label_id]
+            if name != "train" and rows < MIN_LABEL_ROWS and has_two_labels:
+                continue
+            flag = "--data_fraction" if name == "train" else f"--{name}_fraction"
+            raise UserError(
+                f"--dataset_path: label {task.labels[label_id]} has {rows} rows, but none in the "
+                f"{name} split of {len(split)} rows; add rows with it, delete its rows, or raise "
+                f"{flag} if the split is drawn at random"
+            )
+    log_rare_labels(counts, task)
+    log_small_test(splits)
+
+
+def log_rare_labels(counts: dict[str, np.ndarray], task: Task) -> None:
+    """A note that names the labels that the held-out splits lack."""
+    for split in ("validation", "test"):
+        missing = [task.labels[i] for i in np.flatnonzero(counts[split] == 0)]
+        if missing:
+            log.warning(
+                "note: the %s split has no row with the label %s, which has only one or two rows; "
+                "its F1 there is not part of macro-F1",
+                split,
+                escape_unprintable(list_names(missing)),
+            )
+
+
+def log_small_test(splits: DatasetDict) -> None:
+    """A note if a single test row changes the results by several points."""
+    rows = len(splits["test"])
+    if rows < SMALL_TEST_ROWS:
+        log.warning(
+            "note: the test split has %d rows, so that each of them is %.0f points of accuracy: "
+            "the results say little about new texts; add rows, or give --num_folds",
+            rows,
+            100 / rows,
+        )
 
 
 # --- Labels and tokens of a split ---

@@ -1,7 +1,8 @@
 """Quality metrics of decisions and probabilities, their uncertainty, and decision thresholds.
 
 NumPy only: labels and decisions are class ids [rows], or 0/1 [rows, labels] in a multi-label task.
-The F1 of a label that is never predicted is 0.
+The F1 of a label that is never predicted is 0. Means over labels are over those that occur in the
+rows: a label of one or two rows may lack in a split.
 
 Bootstraps draw rows. Rows with the same label and the same decisions are interchangeable, so a
 draw of rows is a multinomial draw of the counts of such patterns, which is much faster.
@@ -38,9 +39,17 @@ MIN_REPEATS = 3  # with an interval: of two, the t quantile alone is 12.7
 # --- Quality of decisions ---
 
 
+def occurring(labels: ndarray) -> ndarray:
+    """The ids of the labels that occur in at least one row."""
+    if labels.ndim == 1:
+        return np.unique(labels)
+    return np.flatnonzero(labels.any(axis=0))
+
+
 def macro_f1(labels: ndarray, decisions: ndarray) -> float:
-    """The headline metric: the unweighted mean of the F1 of each class or label."""
-    return float(f1_score(labels, decisions, average="macro", zero_division=0))
+    """The headline metric: the unweighted mean of the F1 of each class or label that occurs."""
+    present = occurring(labels)
+    return float(f1_score(labels, decisions, labels=present, average="macro", zero_division=0))
 
 
 def agreement(decisions: ndarray, teacher_decisions: ndarray) -> float:
@@ -76,7 +85,8 @@ def matthews_correlation(labels: ndarray, decisions: ndarray) -> float:
     """Matthews correlation coefficient; multi-label: its mean over labels."""
     if labels.ndim == 1:
         return float(matthews_corrcoef(labels, decisions))
-    columns = zip(labels.T, decisions.T, strict=True)
+    present = occurring(labels)
+    columns = zip(labels.T[present], decisions.T[present], strict=True)
     return float(np.mean([matthews_corrcoef(label, decision) for label, decision in columns]))
 
 
@@ -122,8 +132,11 @@ def brier_score(probabilities: ndarray, labels: ndarray) -> float:
 
 def roc_auc(probabilities: ndarray, labels: ndarray, task: Task) -> float:
     """Area under the ROC curve; more than two classes: one class against the rest, macro mean."""
-    scores = probabilities[:, 1] if task.is_binary else probabilities
-    return float(roc_auc_score(labels, scores, average="macro", multi_class="ovr"))
+    if task.is_binary:
+        return float(roc_auc_score(labels, probabilities[:, 1]))
+    indicators = labels if task.multi_label else np.eye(len(task.labels), dtype=int)[labels]
+    present = np.flatnonzero(indicators.any(axis=0))
+    return float(roc_auc_score(indicators[:, present], probabilities[:, present], average="macro"))
 
 
 # --- All quality metrics of one model ---
@@ -134,7 +147,8 @@ def quality_metrics(logits: ndarray, labels: ndarray, task: Task) -> dict[str, A
 
     `accuracy` of a multi-label task is the fraction of rows with every label correct. `f1`,
     `precision` and `recall` are those of the second of two classes; with the suffix `.<label>`,
-    those of each class or label. `never_predicted` is present only if there is such a label.
+    those of each class or label that occurs. `never_predicted` is present only if there is such a
+    label.
     UserError if a logit is not finite.
     """
     check_logits(logits, "the model", FORMAT_ADVICE)
@@ -154,8 +168,8 @@ def quality_metrics(logits: ndarray, labels: ndarray, task: Task) -> dict[str, A
     for name, values in {"precision": precision, "recall": recall, "f1": f1}.items():
         if task.is_binary:
             metrics[name] = float(values[1])
-        for label, value in zip(task.labels, values, strict=True):
-            metrics[f"{name}.{label}"] = float(value)
+        for label_id in occurring(labels):
+            metrics[f"{name}.{task.labels[label_id]}"] = float(values[label_id])
     metrics["confusion"] = confusion_counts(labels, decisions, task)
     missing = never_predicted(decisions, task)
     if missing:
@@ -240,9 +254,11 @@ def bootstrap(
     labels: ndarray, decisions: ndarray, num_labels: int, seed: int, draws: int = BOOTSTRAP_DRAWS
 ) -> dict[str, float]:
     """95 % bootstrap intervals of macro-F1 and accuracy over test rows, as fractions."""
+    present = occurring(labels)
     counts, (labels, decisions) = count_patterns(num_labels, labels, decisions)
     drawn = resample(counts, draws, seed)
-    f1_low, f1_high = percentile_interval(macro_f1_of_counts(drawn, labels, decisions))
+    drawn_f1 = macro_f1_of_counts(drawn, labels[:, present], decisions[:, present])
+    f1_low, f1_high = percentile_interval(drawn_f1)
     accuracy_low, accuracy_high = percentile_interval(accuracy_of_counts(drawn, labels, decisions))
     return {
         "macro_f1_low": f1_low,
@@ -261,9 +277,9 @@ def paired_bootstrap(
     draws: int = BOOTSTRAP_DRAWS,
 ) -> dict[str, float]:
     """Macro-F1 minus the baseline's, and its 95 % interval; both models share every draw."""
-    counts, (labels, decisions, baseline) = count_patterns(
-        num_labels, labels, decisions, baseline_decisions
-    )
+    present = occurring(labels)
+    counts, patterns = count_patterns(num_labels, labels, decisions, baseline_decisions)
+    labels, decisions, baseline = [pattern[:, present] for pattern in patterns]
     drawn = resample(counts, draws, seed)
     drawn_f1 = macro_f1_of_counts(drawn, labels, decisions)
     drawn_baseline_f1 = macro_f1_of_counts(drawn, labels, baseline)

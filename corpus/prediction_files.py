@@ -151,6 +151,14 @@ def csv_line(cells: Iterable[str | None], delimiter: str) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
+def join_labels(labels: list[str]) -> str:
+    """Labels as a cell that training reads back: joined, `[]` for none, and as a JSON list if one
+    has the separator in it."""
+    if not labels or any(LABEL_SEPARATOR in label for label in labels):
+        return dump_json(labels)
+    return LABEL_SEPARATOR.join(labels)
+
+
 class Writer(Protocol):
     """Encodes rows (values by column) as bytes to append to an output."""
 
@@ -184,7 +192,7 @@ class CsvWriter:
     def cell(self, name: str, value: Any) -> str | None:
         """A value as the text of a cell."""
         if name == self.label_column and isinstance(value, list):
-            return LABEL_SEPARATOR.join(value)
+            return join_labels(value)
         return as_text(value)
 
 

@@ -173,11 +173,16 @@ def results_table(formats: list[Row], included: list[Row]) -> str:
     return markdown_from_cells(lines)
 
 
+def f1_text(value: float | None) -> str:
+    """An F1 with four digits, or `-` if there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def f1_table(formats: list[Row], labels: list[str]) -> str:
-    """The F1 of each label for each format."""
+    """The F1 of each label for each format; `-` for a label without test rows."""
     lines = [["F1 of", *(f"`{row['stage']}`" for row in formats)]]
     for label in labels:
-        values = [f"{row[f'f1.{label}']:.4f}" for row in formats]
+        values = [f1_text(row.get(f"f1.{label}")) for row in formats]
         lines.append([escape_markdown(label), *values])
     return markdown_from_cells(lines)
 

@@ -191,8 +191,8 @@ FAULTS = (
     Fault(
         name="the model card shows the F1 of another format",
         file="reporting/model_card.py",
-        old="        values = [f\"{row[f'f1.{label}']:.4f}\" for row in formats]\n",
-        new="        values = [f\"{formats[0][f'f1.{label}']:.4f}\" for row in formats]\n",
+        old='values = [f1_text(row.get(f"f1.{label}")) for row in formats]\n',
+        new='values = [f1_text(formats[0].get(f"f1.{label}")) for row in formats]\n',
         tests="tests/test_card.py -k numbers",
     ),
     Fault(
