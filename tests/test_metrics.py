@@ -22,9 +22,11 @@ from metrics import (
     mcnemar,
     paired_bootstrap,
     percentile_interval,
+    quality_metrics,
     resample,
     tune_thresholds,
 )
+from task import Task
 
 Cells = dict[tuple[int, ...], float]  # (label, decision of each model) -> probability
 
@@ -404,3 +406,23 @@ def test_a_threshold_has_a_finite_logit():
     below_one = 1 - 2.0**-53  # its midpoint with 1 is rounded to 1, whose logit is infinite
     probabilities = np.array([[0, below_one], [0, below_one], [0, 1]])
     assert tune_thresholds(probabilities, np.array([0, 0, 1]), False) == [0.5]
+
+
+def test_means_over_labels_are_over_those_that_occur():
+    """Class c has no row; it is predicted once, in place of b, which costs b a half."""
+    task = Task(("a", "b", "c"), multi_label=False)
+    labels = np.array([0, 0, 1, 1])
+    logits = np.eye(3)[[0, 0, 1, 2]] * 4
+    row = quality_metrics(logits, labels, task)
+    assert row["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert row["roc_auc"] == (1 + 3 / 4) / 2  # b: one of two rows is tied with the others
+    assert "f1.c" not in row and row["f1.b"] == pytest.approx(2 / 3)
+    flags = np.eye(3, dtype=int)[labels]
+    several = Task(("a", "b", "c"), multi_label=True)
+    row = quality_metrics(logits - 1, flags, several)
+    assert row["macro_f1"] == pytest.approx((1 + 2 / 3) / 2) and row["roc_auc"] == 7 / 8
+    assert row["mcc"] == pytest.approx((1 + 1 / np.sqrt(3)) / 2)
+    for truth, decisions in ((labels, labels), (flags, flags)):
+        interval = bootstrap(truth, decisions, 3, seed=0)
+        assert interval["macro_f1_high"] == 1
+        assert set(paired_bootstrap(truth, decisions, decisions, 3, seed=0).values()) == {0}

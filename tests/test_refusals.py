@@ -72,7 +72,7 @@ def refused(tmp_path, capsys, monkeypatch, in_measuring_process):
         (csv_lines(*(f"{text},1" for text in TEXTS)), "with 1 values, but needs 2"),
         (
             csv_lines(*(f"{text},{int(i == 0)}" for i, text in enumerate(TEXTS))),
-            "has 1 texts, too few to hold out",
+            "label 1 has 1 rows, but none in the validation split of 6 rows; add rows with it",
         ),
         (
             csv_lines(*(f"{text if i > 30 else ''},{i % 2}" for i, text in enumerate(TEXTS))),

@@ -203,7 +203,10 @@ UNUSABLE_FILES = {
         "text": [None, ""] * 20 + comments(20),
         "label": alternating(60),
     },
-    "has 2 texts, too few to hold out 20%": {"text": comments(4), "label": alternating(4)},
+    "the file has too few texts for a validation split": {
+        "text": comments(4),
+        "label": alternating(4),
+    },
 }
 
 

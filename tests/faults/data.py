@@ -5,6 +5,7 @@ from faults.fault import Fault
 COLUMNS = "corpus/columns.py"
 COLUMN_CHOICE = "corpus/column_choice.py"
 LABELS = "corpus/labels.py"
+LABEL_CELLS = "corpus/label_cells.py"
 VALUES = "corpus/values.py"
 TEXT_KEYS = "corpus/text_keys.py"
 AUDIT = "corpus/audit.py"
@@ -18,6 +19,7 @@ LOSS_TESTS = "tests/test_compression.py"
 STATE_TESTS = "tests/test_distillation.py"
 SPLIT_TESTS = "tests/test_splits.py"
 LABEL_TESTS = "tests/test_labels.py"
+KIND_TESTS = "tests/test_label_kinds.py"
 UNLABELED_TESTS = "tests/test_unlabeled.py"
 STAGE_TESTS = "tests/test_stages.py"
 METRIC_TESTS = "tests/test_metrics.py"
@@ -249,6 +251,71 @@ FAULTS = (
         tests=f"{SPLIT_TESTS} -k folds",
     ),
     Fault(
+        name="the only text of a rare class is held out",
+        file=DATA,
+        old="return np.where(counts < 2, 0,",
+        new="return np.where(counts < 1, 0,",
+        tests=f"{KIND_TESTS} -k rare_classes",
+        raises="runtime.errors.UserError",
+    ),
+    Fault(
+        name="a rare label of several may be in one split only",
+        file=DATA,
+        old="return with_every_label(mask_of(held_out, len(positions)), texts.labels, seed)",
+        new="return mask_of(held_out, len(positions))",
+        tests=f"{KIND_TESTS} -k rare_label_of_several",
+        raises="runtime.errors.UserError",
+    ),
+    Fault(
+        name="a label without rows counts in the interval of macro-F1",
+        file=METRICS,
+        old="macro_f1_of_counts(drawn, labels[:, present], decisions[:, present])",
+        new="macro_f1_of_counts(drawn, labels, decisions)",
+        tests=f"{METRIC_TESTS} -k that_occur",
+    ),
+    Fault(
+        name="a label without rows counts in macro-F1",
+        file=METRICS,
+        old="f1_score(labels, decisions, labels=present, average",
+        new="f1_score(labels, decisions, average",
+        tests=f"{METRIC_TESTS} -k that_occur",
+    ),
+    Fault(
+        name="a comma in a cell separates labels that never occur alone",
+        file=LABEL_CELLS,
+        old='is_separate = cells_of_part[part] > 1 if separator == "|" else part in single_parts',
+        new="is_separate = cells_of_part[part] > 1",
+        tests=KIND_TESTS,
+    ),
+    Fault(
+        name="decimal commas separate labels in a cell",
+        file=LABEL_CELLS,
+        old='if not combinations or (separator == "," and decimal_commas(combinations)):',
+        new="if not combinations:",
+        tests=KIND_TESTS,
+    ),
+    Fault(
+        name="an empty cell is a row without labels",
+        file=LABELS,
+        old="    rows[column.codes == MISSING] = MISSING\n",
+        new="    rows[column.codes == MISSING] = 0\n",
+        tests=KIND_TESTS,
+    ),
+    Fault(
+        name="names of labels are taken in the order of the command line",
+        file=LABELS,
+        old="tuple(names[label] for label in task.labels)",
+        new="tuple(names.values())",
+        tests=KIND_TESTS,
+    ),
+    Fault(
+        name="a prediction without labels is an empty cell",
+        file="corpus/prediction_files.py",
+        old="if not labels or any(LABEL_SEPARATOR in label for label in labels):",
+        new="if any(LABEL_SEPARATOR in label for label in labels):",
+        tests=f"{KIND_TESTS} -k inference_writes",
+    ),
+    Fault(
         name="duplicates are compared without normalization",
         file=COLUMNS,
         old='return text_key(texts.fill_null(""))',
@@ -351,8 +418,8 @@ FAULTS = (
     Fault(
         name="macro-F1 is weighted by class size",
         file=METRICS,
-        old='return float(f1_score(labels, decisions, average="macro", zero_division=0))',
-        new='return float(f1_score(labels, decisions, average="weighted", zero_division=0))',
+        old='labels=present, average="macro", zero_division=0))',
+        new='labels=present, average="weighted", zero_division=0))',
         tests=f"{STAGE_TESTS} -k by_hand",
     ),
     Fault(
