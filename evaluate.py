@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from compression_config import MAX_INPUT_GB, POSITIVE
+from compression_config import MAX_INPUT_GB, POSITIVE, split_label_name
 from corpus.encodings import BYTES_PER_GB
 from corpus.input_files import ReadOptions
 from corpus.labeled_rows import ColumnNames, LabeledRows, read_labeled_rows
@@ -161,6 +161,8 @@ def read_rows(options: argparse.Namespace, task: Task) -> LabeledRows:
         tuple(options.label_columns) if options.label_columns else None,
         record.get("text_column"),
         tuple(trained_labels) if trained_labels else None,
+        dict(split_label_name(pair) for pair in record.get("label_names") or ()),
+        record.get("label_separator"),
     )
     reading = ReadOptions(not options.no_header, int(options.max_input_gb * BYTES_PER_GB))
     return read_labeled_rows(options.input, task, names, reading)

@@ -6,6 +6,9 @@ Cells are read as in training (`corpus.labels`). A label that the model does not
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +18,16 @@ from compression_config import Options
 from corpus.column_choice import ambiguity_error, detect_text_column
 from corpus.columns import check_columns, check_header, check_text_column
 from corpus.input_files import ReadOptions
-from corpus.labels import LabelColumn, log_notes, read_flags, read_label_column
+from corpus.label_cells import NO_SEPARATOR, SEPARATORS, CellFormat, cell_labels, list_labels
+from corpus.labels import (
+    LabelColumn,
+    check_lists,
+    flagged_positions,
+    is_flag_vectors,
+    log_notes,
+    read_flags,
+    read_label_column,
+)
 from corpus.readers import FileRows, RowPlaces, read_rows
 from corpus.values import MISSING, decode_values
 from runtime.errors import UserError
@@ -29,12 +41,21 @@ NAMED_LABELS = 5  # that an error names; it counts the others
 
 
 class ColumnNames(NamedTuple):
-    """Columns that the user named, and those that the model was trained on; None if unknown."""
+    """Columns that the user named, and those that the model was trained on; None if unknown.
+
+    `label_names` and `separator` are those of training: label of the file -> name in the model.
+    """
 
     text: str | None
     labels: tuple[str, ...] | None
     trained_text: str | None = None
     trained_labels: tuple[str, ...] | None = None
+    label_names: Mapping[str, str] = MappingProxyType({})
+    separator: str | None = None
+
+    def name_of(self, label: str | None) -> str | None:
+        """The name of a label in the model; a label without another name is its name."""
+        return self.label_names.get(label, label)
 
 
 class LabeledRows(NamedTuple):
@@ -70,17 +91,18 @@ def read_labeled_rows(
     if text_name is None:
         text_name = detect_text_column(table, frozenset(places.lists))
     check_text_column(text_name, places)
-    label_names = names.labels or find_label_columns(table, task, text_name, names.trained_labels)
-    check_label_columns(tuple(label_names), text_name, task)
-    labels = read_labels(rows, task, tuple(label_names))
+    label_columns = tuple(names.labels or find_label_columns(table, task, text_name, names))
+    check_label_columns(label_columns, text_name, task, names)
+    labels = read_labels(rows, task, label_columns, names)
     return complete_rows(rows, text_name, labels)
 
 
 def find_label_columns(
-    table: pa.Table, task: Task, text_name: str, trained: tuple[str, ...] | None
+    table: pa.Table, task: Task, text_name: str, names: ColumnNames
 ) -> tuple[str, ...]:
     """The columns that the model was trained on; else those called as the labels of a multi-label
     model, or the only column that contains nothing but labels of the model."""
+    trained = names.trained_labels
     if trained and set(trained) <= set(table.column_names):
         return trained
     if task.multi_label:
@@ -97,7 +119,7 @@ def find_label_columns(
     for name in table.column_names:
         if name == text_name or name.startswith(PREDICTED):
             continue
-        labels = read_label_column(table[name], name).distinct_labels
+        labels = set(map(names.name_of, read_label_column(table[name], name).distinct_labels))
         if labels and labels <= known_labels:
             candidates.append(name)
         elif labels & known_labels:
@@ -115,31 +137,108 @@ def named(labels: list[str]) -> str:
     return f"{listed} and {others} more" if others > 0 else listed
 
 
-def read_labels(rows: FileRows, task: Task, names: tuple[str, ...]) -> np.ndarray:
+def is_cell_column(columns: tuple[str, ...], task: Task, names: ColumnNames) -> bool:
+    """Whether the labels of a multi-label model are all in the cells of one column."""
+    return task.multi_label and len(columns) == 1 and names.name_of(columns[0]) not in task.labels
+
+
+def read_labels(
+    rows: FileRows, task: Task, columns: tuple[str, ...], names: ColumnNames
+) -> np.ndarray:
     """Class ids [rows], or 0/1 [rows, labels] in the order of the model; MISSING for a missing
     label."""
     places = RowPlaces([rows])
-    if task.multi_label:
-        columns = [read_label_column(rows.table[name], name) for name in task.labels]
-        for column in columns:
+    if task.multi_label and not is_cell_column(columns, task, names):
+        column_of = {names.name_of(name): name for name in columns}
+        flags = []
+        for label in task.labels:
+            column = read_label_column(rows.table[column_of[label]], column_of[label])
             log_notes(column, places)
-        return np.stack([read_flags(column) for column in columns], axis=1)
-    column = read_label_column(rows.table[names[0]], names[0])
+            flags.append(read_flags(column))
+        return np.stack(flags, axis=1)
+    column = read_label_column(rows.table[columns[0]], columns[0])
+    if task.multi_label:
+        return read_cells(column, task, places, names)
     log_notes(column, places)
+    column = replace(column, labels=[names.name_of(label) for label in column.labels])
     return class_ids(column, task, places)
 
 
-def check_label_columns(names: tuple[str, ...], text_name: str, task: Task) -> None:
+def read_cells(
+    column: LabelColumn, task: Task, places: RowPlaces, names: ColumnNames
+) -> np.ndarray:
+    """0/1 [rows, labels] of a column with several labels per cell; MISSING for an empty cell."""
+    cells = [cell for cell, label in zip(column.cells, column.labels, strict=True) if label]
+    labels_of_cell = read_flag_cells(cells, task)
+    if labels_of_cell is None:
+        check_lists(column, places)
+        labels_of_cell = read_named_cells(column.name, cells, task, names)
+    flags = np.full((len(column.cells), len(task.labels)), MISSING)
+    for code, cell in enumerate(column.cells):
+        if cell in labels_of_cell:
+            flags[code] = [label in labels_of_cell[cell] for label in task.labels]
+    labels_of_rows = flags[column.codes]
+    labels_of_rows[column.codes == MISSING] = MISSING
+    return labels_of_rows
+
+
+def read_flag_cells(cells: list[str], task: Task) -> dict[str, set[str]] | None:
+    """Cell -> labels of lists with 0 or 1 for each label of the model; None if they are others."""
+    flags_of_cell = {cell: list_labels(cell) for cell in cells}
+    if None in flags_of_cell.values() or not is_flag_vectors(list(flags_of_cell.values())):
+        return None
+    labels_of_cell = {}
+    for cell, flags in flags_of_cell.items():
+        if len(flags) != len(task.labels):
+            return None
+        labels_of_cell[cell] = {task.labels[int(one)] for one in flagged_positions(flags)}
+    return labels_of_cell
+
+
+def read_named_cells(
+    column: str, cells: list[str], task: Task, names: ColumnNames
+) -> dict[str, set[str]]:
+    """Cell -> labels of lists, or of cells with a separator.
+
+    Of no separator and each possible one, the first that gives only labels of the model is used.
+    """
+    fewest_unknown = None
+    for separator in dict.fromkeys((names.separator, None, *SEPARATORS)):
+        if separator == NO_SEPARATOR:
+            continue
+        labels_of_cell = {}
+        for cell in cells:
+            labels = cell_labels(cell, CellFormat(has_lists=True, separator=separator))
+            labels_of_cell[cell] = {names.name_of(label) for label in labels}
+        unknown = set().union(*labels_of_cell.values()) - set(task.labels)
+        if not unknown:
+            return labels_of_cell
+        if fewest_unknown is None or len(unknown) < len(fewest_unknown):
+            fewest_unknown = unknown
+    raise unknown_labels_error(column, sorted(fewest_unknown), task, "")
+
+
+def unknown_labels_error(column: str, unknown: list[str], task: Task, place: str) -> UserError:
+    """The error for labels that the model does not have; `place` names their rows, if known."""
+    return UserError(
+        f"--label_columns is {column}, but the model does not have its labels "
+        f"{named(unknown)}{place}; those of the model are {named(list(task.labels))}"
+    )
+
+
+def check_label_columns(
+    columns: tuple[str, ...], text_name: str, task: Task, names: ColumnNames
+) -> None:
     """UserError if there are several columns for classes, if the columns are not called as the
     labels of a multi-label model, or if one is the text column."""
-    if not task.multi_label and len(names) > 1:
+    if not task.multi_label and len(columns) > 1:
         raise UserError(
-            f"--label_columns is {' '.join(names)}, but the model has one label per text: name one "
-            "column"
+            f"--label_columns is {' '.join(columns)}, but the model has one label per text: "
+            "name one column"
         )
-    if task.multi_label:
-        check_label_names(names, task)
-    if text_name in names:
+    if task.multi_label and not is_cell_column(columns, task, names):
+        check_label_names(tuple(names.name_of(name) for name in columns), task)
+    if text_name in columns:
         raise UserError(f"--label_columns includes {text_name}, but that is the text column")
 
 
@@ -160,11 +259,8 @@ def class_ids(column: LabelColumn, task: Task, places: RowPlaces) -> np.ndarray:
     unknown = sorted(column.distinct_labels - set(task.labels))
     if unknown:
         codes = [code for code, label in enumerate(column.labels) if label in unknown]
-        raise UserError(
-            f"--label_columns is {column.name}, but the model does not have its labels "
-            f"{named(unknown)} ({places.name(column.rows_of(codes))}); those of the model are "
-            f"{named(list(task.labels))}"
-        )
+        place = f" ({places.name(column.rows_of(codes))})"
+        raise unknown_labels_error(column.name, unknown, task, place)
     ids = []
     for label in column.labels:
         ids.append(MISSING if label is None else task.labels.index(label))

@@ -407,6 +407,8 @@ class Experiment:
                 forms=names,
                 text_column=self.options.text_column,
                 label_columns=list(self.options.label_columns),
+                label_names=list(self.options.label_names or ()),
+                label_separator=self.options.label_separator,
             )
             self.write_reports(partial, rows, list(names))
             record_reports(partial)

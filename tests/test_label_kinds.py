@@ -14,7 +14,9 @@ from corpora import comments
 from compression_config import OPTIONS, Options
 from corpus.column_choice import has_label_name
 from corpus.columns import LabeledCorpus, read_corpus
+from corpus.input_files import ReadOptions
 from corpus.label_cells import list_labels, separates_labels
+from corpus.labeled_rows import ColumnNames, read_labeled_rows
 from corpus.prediction_files import CsvWriter
 from data import drop_unusable_rows, label_array, load_splits, split_corpus
 from runtime.command_line import parse_options
@@ -399,6 +401,43 @@ def test_what_inference_writes_is_read_back(tmp_path):
     corpus = read_corpus(Options(dataset_path=str(path)))
     assert corpus.task == Task(("a", "b|c", "d"), multi_label=True)
     assert label_names_of(corpus, len(rows)) == rows
+
+
+MODEL = Task(("Ad", "Rude", "Threat"), multi_label=True)
+MODEL_NAMES = {"ad": "Ad", "rude": "Rude", "threat": "Threat"}
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["ad|rude", "threat", "[]", "rude|ad|threat"],
+        ["Ad, Rude", "Threat", "[]", "Rude,Ad,Threat"],
+        [["ad", "rude"], ["threat"], [], ["rude", "ad", "threat"]],
+        [[1, 1, 0], [0, 0, 1], [0, 0, 0], [1.0, 1.0, 1.0]],
+    ],
+    ids=["joined", "names of the model", "lists", "flags"],
+)
+def test_a_finished_model_is_measured_on_several_labels_in_a_cell(cells, tmp_path):
+    table = pd.DataFrame({"text": comments(5), "tags": [*cells, None]})
+    table.to_csv(tmp_path / "file.csv", index=False)
+    names = ColumnNames(None, None, "text", ("tags",), MODEL_NAMES)
+    rows = read_labeled_rows(str(tmp_path / "file.csv"), MODEL, names, ReadOptions())
+    assert rows.labels.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1]]
+    assert rows.dropped == 1
+
+
+def test_a_finished_model_knows_the_labels_of_the_file_by_their_names(tmp_path):
+    columns = {"label": repeat(1, 0), "Ad": repeat(0, 1), "rude": repeat(1, 1), "threat": repeat(0)}
+    path = write(tmp_path, ".csv", columns).dataset_path
+    names = ColumnNames("text", ("label",), label_names={"0": "clean", "1": "hate"})
+    task = Task(("clean", "hate"), multi_label=False)
+    assert read_labeled_rows(path, task, names, ReadOptions()).labels[:2].tolist() == [1, 0]
+    names = ColumnNames("text", ("rude", "Ad", "threat"), label_names=MODEL_NAMES)
+    rows = read_labeled_rows(path, MODEL, names, ReadOptions())
+    assert rows.labels[:2].tolist() == [[0, 1, 0], [1, 1, 0]]
+    names = ColumnNames("text", ("label",), label_names=MODEL_NAMES)
+    with pytest.raises(UserError, match="the model does not have its labels '0', '1'; those of"):
+        read_labeled_rows(path, MODEL, names, ReadOptions())
 
 
 @pytest.mark.parametrize(

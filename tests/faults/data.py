@@ -295,6 +295,14 @@ FAULTS = (
         tests=KIND_TESTS,
     ),
     Fault(
+        name="a finished model is measured on the raw labels in a cell",
+        file="corpus/labeled_rows.py",
+        old="labels_of_cell[cell] = {names.name_of(label) for label in labels}",
+        new="labels_of_cell[cell] = set(labels)",
+        tests=f"{KIND_TESTS} -k finished",
+        raises="runtime.errors.UserError",
+    ),
+    Fault(
         name="an empty cell is a row without labels",
         file=LABELS,
         old="    rows[column.codes == MISSING] = MISSING\n",

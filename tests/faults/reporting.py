@@ -97,8 +97,8 @@ FAULTS = (
     Fault(
         name="flags are read in the order of the file, not of the model",
         file="corpus/labeled_rows.py",
-        old="read_label_column(rows.table[name], name) for name in task.labels]\n",
-        new="read_label_column(rows.table[name], name) for name in names]\n",
+        old="        for label in task.labels:\n            column = read_label_column(",
+        new="        for label in column_of:\n            column = read_label_column(",
         tests="tests/test_evaluate.py -k figures_of_labels",
     ),
     Fault(
