@@ -256,7 +256,7 @@ FAULTS = (
         old="return np.where(counts < 2, 0,",
         new="return np.where(counts < 1, 0,",
         tests=f"{KIND_TESTS} -k rare_classes",
-        raises="runtime.errors.UserError",
+        raises="UserError",
     ),
     Fault(
         name="a rare label of several may be in one split only",
@@ -264,7 +264,7 @@ FAULTS = (
         old="return with_every_label(mask_of(held_out, len(positions)), texts.labels, seed)",
         new="return mask_of(held_out, len(positions))",
         tests=f"{KIND_TESTS} -k rare_label_of_several",
-        raises="runtime.errors.UserError",
+        raises="UserError",
     ),
     Fault(
         name="a label without rows counts in the interval of macro-F1",
@@ -300,7 +300,7 @@ FAULTS = (
         old="labels_of_cell[cell] = {names.name_of(label) for label in labels}",
         new="labels_of_cell[cell] = set(labels)",
         tests=f"{KIND_TESTS} -k finished",
-        raises="runtime.errors.UserError",
+        raises="UserError",
     ),
     Fault(
         name="an empty cell is a row without labels",
