@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from reporting.confusions import confusion_list
 from reporting.markdown import Cells
 from reporting.results import aligned_table
 from runtime.errors import escape_unprintable
 
 METRIC_NAMES = {"macro_f1": "macro-F1", "accuracy": "accuracy", "mcc": "MCC"}
 MAX_MATRIX_LABELS = 12  # more classes are shown as a list of their confusions
-MAX_CONFUSIONS = 20
 MAX_TEXT_CHARACTERS = 200  # longer texts are cut
 CURVE_STEP = 2  # a multi-label table has every second threshold
 
@@ -50,20 +50,6 @@ def matrix_lines(labels: list[str], confusion: list) -> Cells:
     return lines
 
 
-def confusion_list_lines(labels: list[str], confusion: list) -> Cells:
-    """The most frequent confusions: true class, predicted class, rows, share of the true class."""
-    pairs = []
-    for true, counts in enumerate(confusion):
-        for predicted, count in enumerate(counts):
-            if count and true != predicted:
-                pairs.append((-count, true, predicted))
-    lines = [["True", "Predicted", "Rows", "Of the true class"]]
-    for negative_count, true, predicted in sorted(pairs)[:MAX_CONFUSIONS]:
-        share = -negative_count / sum(confusion[true])
-        lines.append([labels[true], labels[predicted], str(-negative_count), f"{share:.0%}"])
-    return lines
-
-
 def label_confusion_lines(labels: list[str], confusion: list) -> Cells:
     """The four counts of each label of a multi-label model."""
     lines = [["Label", "True pos.", "False pos.", "False neg.", "True neg."]]
@@ -82,7 +68,7 @@ def confusion_text(document: dict[str, Any]) -> str:
         return f"Confusion by label\n\n{aligned_table(label_confusion_lines(labels, confusion))}"
     if len(labels) <= MAX_MATRIX_LABELS:
         return f"Confusion matrix\n\n{aligned_table(matrix_lines(labels, confusion))}"
-    lines = confusion_list_lines(labels, confusion)
+    lines = confusion_list(labels, confusion)
     return f"Most frequent confusions\n\n{aligned_table(lines)}"
 
 

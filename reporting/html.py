@@ -1,11 +1,14 @@
-"""HTML of `report.html` and of comparisons: self-contained files without scripts. Imports no torch.
+"""HTML of `report.html` and of comparisons: self-contained files. Imports no torch.
 
 Every shown value is hostile until it is escaped. The templates escape all values, and characters
-that are invisible or reorder the text around them are replaced by their code points.
+that are invisible or reorder the text around them are replaced by their code points. The only
+script that a page allows is `templates/page.js`, by its hash.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from reporting import plots
 from reporting.plots import Point
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
+SCRIPT_NAME = "page.js"
+MAX_MATRIX_LABELS = 20  # more classes are shown as a list of their confusions
 
 ALLOWED_CONTROLS = "\n\t\u200c\u200d"  # control and format characters that writing needs
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, surrogates, separators
@@ -59,7 +64,11 @@ ENVIRONMENT = Environment(
 
 def render(template: str, **values: Any) -> str:
     """A page as text; `template` is a file of `templates/`."""
-    return ENVIRONMENT.get_template(template).render(values)
+    script = (TEMPLATES_DIR / SCRIPT_NAME).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return ENVIRONMENT.get_template(template).render(
+        values, script=Markup(script), script_hash=f"sha256-{digest}"
+    )
 
 
 def plot_points(rows: dict[str, Row], cost: str) -> list[Point]:
@@ -151,4 +160,15 @@ def label_confusion_table(labels: list[str], confusions: dict[str, list]) -> lis
                 counts[index][truth][prediction] for truth, prediction in LABEL_COUNTS.values()
             ]
         lines.append(line)
+    return lines
+
+
+def f1_by_label(rows: list[Row], labels: list[str]) -> list[list[str]]:
+    """The F1 of each label for each row, headings first; empty if the rows have none."""
+    lines = [["Label", *(row["stage"] for row in rows)]]
+    for label in labels:
+        values = [row.get(f"f1.{label}") for row in rows]
+        if None in values:
+            return []
+        lines.append([label, *(f"{value:.4f}" for value in values)])
     return lines

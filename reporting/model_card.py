@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from compression_config import PIPELINES
 from reporting.markdown import code_block, escape_markdown, markdown_from_cells, one_line
-from reporting.results import Row, difference_cell, is_unmeasurable, speedup_cell
+from reporting.results import Row, difference_cell, is_unmeasurable, speed_cells, speedup_cell
 from reporting.snippets import engines_of, snippets_of, weights_file
 from runtime.errors import escape_unprintable
 
@@ -178,6 +178,12 @@ def f1_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def speed_table(formats: list[Row]) -> str:
+    """Times, throughput and memory of each format."""
+    head, *lines = speed_cells(formats)
+    return markdown_from_cells([head, *([f"`{name}`", *cells] for name, *cells in lines)])
+
+
 def f1_table(formats: list[Row], labels: list[str]) -> str:
     """The F1 of each label for each format; `-` for a label without test rows."""
     lines = [["F1 of", *(f"`{row['stage']}`" for row in formats)]]
@@ -235,6 +241,7 @@ def write_card(
         pruned_layers=PRUNED_LAYERS[options["prune_layers"]],
         label_table=label_table(about),
         results_table=results_table(formats, rows),
+        speed_table=speed_table(formats),
         f1_table=f1_table(formats, about["labels"]),
         remarks=remarks_of(formats, notes),
         machine=escaped_options(about["machine"]),

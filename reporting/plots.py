@@ -6,6 +6,7 @@ Text stays text, and colors are variables of the page's style sheet, so that dar
 from __future__ import annotations
 
 import io
+import math
 import re
 import xml.etree.ElementTree as ET
 from typing import NamedTuple
@@ -37,6 +38,8 @@ MARKERS = ("o", "s", "D", "^")
 
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
+
+MAX_EPOCH_TICKS = 10
 
 POINT_RADIUS = 4  # pixels around a point that no label may cover
 OVERHANG = 4  # pixels that a label may extend beyond the right end of the axes
@@ -89,8 +92,13 @@ def cost_then_quality(point: Point) -> tuple[float, float]:
     return point.cost, -point.quality
 
 
-def to_inline_svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element; `name` distinguishes its ids from those of other plots."""
+def to_inline_svg(
+    figure: Figure, name: str, title: str, tooltips: dict[str, str] | None = None
+) -> str:
+    """The figure as an SVG element; `name` distinguishes its ids from those of other plots.
+
+    `tooltips` maps the `gid` of artists to what is shown when the mouse is over them.
+    """
     buffer = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None}):
@@ -99,7 +107,9 @@ def to_inline_svg(figure: Figure, name: str, title: str) -> str:
     root = ET.fromstring(source)
     remove_elements_(root, (f"{SVG}style", f"{SVG}metadata"))
     referenced_ids = set(re.findall(r'(?:href="|url\()#([^")]+)', source))
-    for element in root.iter():
+    for element in list(root.iter()):
+        if element.get("id") in (tooltips or {}):
+            ET.SubElement(element, "title").text = tooltips[element.get("id")]
         simplify_(element, name, referenced_ids)
     root.attrib = {"viewBox": root.get("viewBox"), "role": "img", "aria-label": title}
     title_element = ET.Element("title")
@@ -256,8 +266,12 @@ def plot_trade_off(
                 axes.vlines(point.cost, point.low, point.high, color=LINE, linewidth=2, zorder=1)
     front_costs, front_qualities = coordinates(front)
     axes.step(front_costs, front_qualities, where="post", color=ACCENT, linewidth=1.2, zorder=2)
-    axes.plot(costs, qualities, "o", color=MUTED, markersize=5.5, zorder=3)
-    axes.plot(front_costs, front_qualities, "o", color=ACCENT, markersize=5.5, zorder=3)
+    tooltips = {}
+    for number, point in enumerate(points):
+        color = ACCENT if point in front else MUTED
+        group = f"point-{number}"
+        axes.plot(point.cost, point.quality, "o", color=color, markersize=5.5, zorder=3, gid=group)
+        tooltips[group] = f"{point.name}: {point.cost:.2f} {x_label}, macro-F1 {point.quality:.4f}"
     axes.margins(y=0.15)
     figure.draw_without_rendering()
     labeled = list(front)
@@ -266,13 +280,23 @@ def plot_trade_off(
     place_labels_(axes, points, labeled)
     front_names = ", ".join(point.name for point in front)
     title = f"Macro-F1 against {x_label}; on the Pareto front: {front_names}"
-    return to_inline_svg(figure, name, title)
+    return to_inline_svg(figure, name, title, tooltips)
 
 
 def metric_by_epoch(epochs: list[dict], metric: str) -> tuple[list[float], list[float]]:
     """Epoch numbers and values of a metric, for the epochs that have it."""
     known = [epoch for epoch in epochs if metric in epoch]
     return [epoch["epoch"] for epoch in known], [epoch[metric] for epoch in known]
+
+
+def scale_epochs_(axes: Axes, histories: dict[str, list[dict]]) -> None:
+    """Make the x axis show whole epochs only, with room around the first and the last."""
+    numbers = [epoch["epoch"] for epochs in histories.values() for epoch in epochs]
+    last = max(1, math.ceil(max(numbers, default=1)))
+    step = math.ceil(last / MAX_EPOCH_TICKS)
+    axes.set_xlim(0.5, last + 0.5)
+    axes.xaxis.set_major_locator(FixedLocator(range(step, last + 1, step)))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
 def plot_curves(histories: dict[str, list[dict]], metric: str, y_label: str, name: str) -> str:
@@ -298,6 +322,6 @@ def plot_curves(histories: dict[str, list[dict]], metric: str, y_label: str, nam
         kept_epochs = [epoch for epoch in epochs if epoch["kept"]]
         numbers, values = metric_by_epoch(kept_epochs, metric)
         axes.plot(numbers, values, **style, markersize=6)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    scale_epochs_(axes, histories)
     axes.legend(frameon=False, fontsize=10.5, labelcolor=INK)
     return to_inline_svg(figure, name, f"{y_label} by epoch of {', '.join(histories)}")

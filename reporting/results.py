@@ -103,6 +103,15 @@ METRIC_COLUMNS = (
     metric_column("Agreement", "agreement", "{:.3f}"),
     metric_column("Latency (ms)", "latency_ms_p50", "{:.2f}"),
 )
+SPEED_COLUMNS = (
+    metric_column("Stage", "stage", "{}"),
+    metric_column("Latency (ms)", "latency_ms_p50", "{:.2f}"),
+    metric_column("p95 (ms)", "latency_ms_p95", "{:.2f}"),
+    metric_column("Texts/s", "throughput", "{:,.0f}"),
+    metric_column("Tokenize (ms)", "tokenize_ms", "{:.2f}"),
+    metric_column("Load (s)", "load_s", "{:.1f}"),
+    metric_column("Memory (MiB)", "rss_mb", "{:.0f}"),
+)
 RUN_COLUMNS = (metric_column("Stage", "stage", "{}"), *METRIC_COLUMNS)
 ABLATION_COLUMNS = (
     metric_column("Pipeline", "pipeline", "{}"),
@@ -130,8 +139,18 @@ def final_row(rows: list[Row]) -> Row:
 def table_cells(rows: list[Row]) -> Cells:
     """Headings and headline rows as text; those of an ablation start with the pipeline."""
     columns = ABLATION_COLUMNS if "pipeline" in rows[0] else RUN_COLUMNS
+    return cells_of(headline_rows(rows), columns)
+
+
+def speed_cells(rows: list[Row]) -> Cells:
+    """Headings and rows as text: times, throughput and memory."""
+    return cells_of(rows, SPEED_COLUMNS)
+
+
+def cells_of(rows: list[Row], columns: tuple[Column, ...]) -> Cells:
+    """Headings and rows as text."""
     lines = [[column.heading for column in columns]]
-    for row in headline_rows(rows):
+    for row in rows:
         lines.append([column.cell(row) for column in columns])
     return lines
 

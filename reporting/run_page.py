@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from reporting.confusions import confusion_list
 from reporting.constant_models import UNTRAINED_STAGES
 from reporting.results import (
     ABLATION,
@@ -20,12 +22,14 @@ from reporting.results import (
     read_results,
     rejection_notes,
     rows_of_repeat,
+    speed_cells,
     table_cells,
     verdict,
     warnings_of,
 )
+from reporting.serving_advice import artifact_path, served_formats, shipping_advice
 from runtime.errors import UserError
-from runtime.files import HISTORY_NAME, atomic_write, read_json, read_state
+from runtime.files import HISTORY_NAME, RECORD_NAME, atomic_write, read_json, read_state
 
 PAGE_NAME = "report.html"
 POSITIVE_METRICS = (
@@ -231,11 +235,18 @@ def environment_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool) -> str:
+def run_page(
+    document: dict[str, Any],
+    audit: AuditLines,
+    *,
+    with_examples: bool,
+    shipped: Collection[str] | None = None,
+) -> str:
     """The page of one run.
 
     `document` is its `results_final.json`; histories and predictions are read from the directories
-    that the rows name.
+    that the rows name. `shipped` names the formats in the directory of the finished model; by
+    default, it is the final one.
     """
     from reporting import html
 
@@ -252,6 +263,13 @@ def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool
     for stage in ("teacher", final):
         confusions[stage] = summed_confusion(rows, stage)
     label_confusions = html.label_confusion_table(labels, confusions) if multi_label else None
+    confusion_lists = {}
+    if not multi_label and len(labels) > html.MAX_MATRIX_LABELS:
+        confusion_lists = {
+            stage: confusion_list(labels, counts) for stage, counts in confusions.items()
+        }
+    names = [final] if shipped is None else shipped
+    served_rows = [row for row in shown if row["stage"] in names]
     examples = None
     if with_examples and final != "teacher":
         run_directory = Path(teacher["directory"]).parent
@@ -268,6 +286,11 @@ def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool
         notes=notes,
         repeats=count_repeats(rows),
         table=table_cells(rows),
+        advice=shipping_advice(served_rows),
+        served=served_formats(served_rows, document),
+        artifact=artifact_path(document),
+        speed=speed_cells(shown),
+        label_f1=html.f1_by_label(shown, labels),
         final=final,
         trade_offs=html.trade_off_plots({row["stage"]: row for row in trained}),
         untrained=[row["stage"] for row in shown if row not in trained],
@@ -275,6 +298,7 @@ def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool
         curves=html.training_plots(training_histories(shown)),
         confusions=confusions,
         label_confusions=label_confusions,
+        confusion_lists=confusion_lists,
         examples=examples,
         audit=audit,
         facts=environment_facts(document),
@@ -284,7 +308,10 @@ def run_page(document: dict[str, Any], audit: AuditLines, *, with_examples: bool
 
 def write_page(directory: Path, audit: AuditLines, *, with_examples: bool = True) -> None:
     """Write `report.html` next to the results of a run; `audit` are the lines of the data audit."""
-    text = run_page(read_results(directory), audit, with_examples=with_examples)
+    record = read_json(directory / RECORD_NAME)
+    text = run_page(
+        read_results(directory), audit, with_examples=with_examples, shipped=record["forms"]
+    )
     (directory / PAGE_NAME).write_text(text, encoding="utf-8")
 
 

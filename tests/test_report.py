@@ -79,7 +79,8 @@ def read(artifact: Path) -> tuple[dict, str]:
     return results.read_results(artifact), page
 
 
-def confusion_counts(table: list[list[str]]) -> list[list[int]]:
+def confusions_of(parsed: ParsedPage, stage: str) -> list[list[int]]:
+    table = parsed.named_tables[f"Confusion matrix of {stage}"]
     return [list(map(int, line[1:])) for line in table[1:]]
 
 
@@ -88,13 +89,25 @@ def test_a_page_shows_the_numbers_of_the_results(real_run):
     parsed = ParsedPage(page)
     rows = document["rows"]
     assert parsed.tables[0] == results.table_cells(rows)
-    assert [line[1:] for line in parsed.tables[1][1:]] == [
+    assert [line[1:] for line in parsed.named_tables["Size and latency"][1:]] == [
         [f"{row['size_mb']:.2f}", f"{row['latency_ms_p50']:.2f}"] for row in rows
     ]
     teacher, final = rows[1], rows[-1]
     assert teacher["stage"] == "teacher"
-    assert confusion_counts(parsed.tables[2]) == teacher["confusion"]
-    assert confusion_counts(parsed.tables[3]) == final["confusion"]
+    assert confusions_of(parsed, teacher["stage"]) == teacher["confusion"]
+    assert confusions_of(parsed, final["stage"]) == final["confusion"]
+    assert parsed.named_tables["Speed and memory"][-1] == [
+        final["stage"],
+        f"{final['latency_ms_p50']:.2f}",
+        f"{final['latency_ms_p95']:.2f}",
+        f"{final['throughput']:,.0f}",
+        f"{final['tokenize_ms']:.2f}",
+        f"{final['load_s']:.1f}",
+        f"{final['rss_mb']:.0f}",
+    ]
+    assert parsed.named_tables["F1 by label"][1:] == [
+        [label, *(f"{row[f'f1.{label}']:.4f}" for row in rows)] for label in document["labels"]
+    ]
     assert results.verdict(rows) in parsed.text
 
 
@@ -124,7 +137,7 @@ def test_names_and_audit_findings_are_only_text(synthetic_run):
     page = run_page.run_page(document, audit, with_examples=True)
     check_self_contained(page)
     assert not HIDDEN.search(page)
-    assert [line[1] for line in ParsedPage(page).tables[4]] == [
+    assert [line[1] for line in ParsedPage(page).named_tables["Data audit"]] == [
         html.visible(mark) for mark in HOSTILE
     ]
 
@@ -171,7 +184,7 @@ def test_a_page_shows_command_versions_plots_and_audit(real_run):
     first_words = [label.split(" ")[0] for label in labels]
     assert first_words == ["Macro-F1", "Macro-F1", "validation", "training"]
     assert labels[2] == "validation macro-F1 by epoch of teacher, student, pruned"
-    assert ["rows", "160", ""] in parsed.tables[4]
+    assert ["rows", "160", ""] in parsed.named_tables["Data audit"]
 
 
 def test_page_and_history_are_excluded_from_sizes_and_fingerprints(real_run):
@@ -301,7 +314,7 @@ def test_the_page_of_a_repeated_run_shows_means_and_sums_confusions(synthetic_ru
     assert parsed.tables[0][2][1] == f"{2 * once[1]['size_mb']:.2f}"
     assert "Means of 2 repeats" in parsed.text and "all repeats added up" in parsed.text
     assert once[1]["confusion"] == [[9, 1], [2, 8]]
-    assert confusion_counts(parsed.tables[2]) == [[18, 2], [4, 16]]
+    assert confusions_of(parsed, "teacher") == [[18, 2], [4, 16]]
 
 
 def test_the_pareto_front_by_hand():
@@ -391,7 +404,7 @@ def test_the_page_of_a_multi_label_run_shows_the_counts_of_each_label(synthetic_
     for row in document["rows"]:
         row["confusion"] = [[[50, 4], [3, 9]], [[60, 1], [2, 3]]]
     parsed = ParsedPage(run_page.run_page(document, [], with_examples=False))
-    assert parsed.tables[2][1:] == [
+    assert parsed.named_tables["Confusion by label"][1:] == [
         ["rude", "9", "4", "3", "50", "9", "4", "3", "50"],
         ["<ad>", "3", "1", "2", "60", "3", "1", "2", "60"],
     ]
@@ -523,6 +536,39 @@ def test_a_browser_shows_pages_without_requests_complaints_or_sideways_scrolling
                 tab.show(width, "dark")
                 assert tab.value(OVERFLOWING) <= 0, width
             assert (tab.requests(), tab.complaints()) == ([], [])
+
+
+@pytest.mark.skipif(not chromium(), reason="no Chromium here")
+def test_a_browser_sorts_tables_and_copies_code(synthetic_run, tmp_path):
+    document = results.read_results(synthetic_run)
+    page = tmp_path / "page.html"
+    page.write_text(run_page.run_page(document, [], with_examples=True), encoding="utf-8")
+    stages = "[...document.querySelectorAll('table')[0].tBodies[0].rows].map(row => row.innerText)"
+    click = "document.querySelectorAll('table')[0].querySelectorAll('th button')[{}].click()"
+    with browser() as tab:
+        tab.show(390)
+        tab.open(page)
+
+        def shown_stages() -> list[str]:
+            return [line.split("\t")[0] for line in tab.value(stages)]
+
+        assert shown_stages() == ["linear", "teacher", "student", "fp16"]
+        tab.value(click.format(1))  # sizes: 0.05, 2, 2 and 0.9 MB
+        assert shown_stages() == ["linear", "fp16", "teacher", "student"]
+        tab.value(click.format(1))
+        assert shown_stages() == ["student", "teacher", "fp16", "linear"]
+        tab.value(click.format(0))
+        assert shown_stages() == ["fp16", "linear", "student", "teacher"]
+        tab.value("document.querySelector('button.copy').click()")
+        for _ in range(50):
+            if tab.value("document.querySelector('button.copy').innerText") == "Copied":
+                break
+        assert tab.value("document.querySelector('button.copy').innerText") == "Copied"
+        assert tab.value("document.querySelector('textarea')") is None
+        for width in (360, 390, 768, 1280):
+            tab.show(width)
+            assert tab.value(OVERFLOWING) <= 0, width
+        assert (tab.requests(), tab.complaints()) == ([], [])
 
 
 @pytest.mark.skipif(not chromium(), reason="no Chromium here")
