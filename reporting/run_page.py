@@ -27,7 +27,12 @@ from reporting.results import (
     verdict,
     warnings_of,
 )
-from reporting.serving_advice import artifact_path, served_formats, shipping_advice
+from reporting.serving_advice import (
+    artifact_path,
+    reason_to_ship_none,
+    served_formats,
+    shipping_advice,
+)
 from runtime.errors import UserError
 from runtime.files import HISTORY_NAME, RECORD_NAME, atomic_write, read_json, read_state
 
@@ -257,6 +262,7 @@ def run_page(
     trained = trained_rows(rows)
     final = final_row(rows)["stage"]
     teacher = next(row for row in shown if row["stage"] == "teacher")
+    linear = next(row for row in shown if row["stage"] == "linear")
     shipped_rows = rows_of_repeat(rows, document["shipped"])
     notes = warnings_of(rows) + rejection_notes(shipped_rows, document["config"]["max_f1_drop"])
     confusions = {}
@@ -287,8 +293,9 @@ def run_page(
         repeats=count_repeats(rows),
         table=table_cells(rows),
         advice=shipping_advice(served_rows),
+        ship_none=reason_to_ship_none(served_rows, linear),
         served=served_formats(served_rows, document),
-        artifact=artifact_path(document),
+        artifact=str(artifact_path(document)),  # `visible` reads strings
         speed=speed_cells(shown),
         label_f1=html.f1_by_label(shown, labels),
         final=final,

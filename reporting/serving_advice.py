@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reporting.constant_models import constant_prediction
 from reporting.results import Row, is_unmeasurable
 
 WEIGHT_SUFFIXES = (".onnx", ".xml")
@@ -53,16 +54,29 @@ def seconds_per_text(row: Row) -> float:
     return 1 / row["throughput"]
 
 
-def loss_of(row: Row) -> float:
-    """What the best format minimizes."""
-    return -row["macro_f1"]
+def loss_of(row: Row) -> tuple[float, float]:
+    """What the best format minimizes: of equally good formats, the smallest is best."""
+    return -row["macro_f1"], row["bytes"]
+
+
+def reason_to_ship_none(rows: list[Row], linear: Row) -> str:
+    """Why no format should be shipped yet; empty if one may be."""
+    if rows and all(constant_prediction(row) is not None for row in rows):
+        return "each of them predicts the same for every test row"
+    best = max((row["macro_f1"] for row in rows), default=1)
+    if best < linear["macro_f1"]:
+        return (
+            f"the best of them has macro-F1 {best:.4f}, and the linear baseline "
+            f"{linear['macro_f1']:.4f} with {linear['size_mb']:.2f} MB"
+        )
+    return ""
 
 
 def shipping_advice(rows: list[Row]) -> list[Advice]:
     """The questions in order, for the rows of the formats that can be shipped.
 
-    Questions that all formats answer alike are left out, and so are later ones with an answer that
-    an earlier one has, except for the last.
+    Neighboring questions with the same answer are one, and a last question that changes nothing is
+    left out.
     """
     if not rows:
         return []
@@ -85,11 +99,16 @@ def shipping_advice(rows: list[Row]) -> list[Advice]:
 
 
 def merged(advice: list[Advice]) -> list[Advice]:
-    """Neighbors with the same answer as one: their last question is dropped if it changes
-    nothing."""
-    while len(advice) > 1 and advice[-2].stage == advice[-1].stage:
-        advice = [*advice[:-2], advice[-1]]
-    return advice
+    """The advice with neighbors of the same answer as one; the last has no question."""
+    kept: list[Advice] = []
+    for step in advice:
+        if not kept or kept[-1].stage != step.stage:
+            kept.append(step)
+        elif step.question:
+            kept[-1] = step._replace(question=f"{kept[-1].question} {step.question}")
+        else:
+            kept[-1] = step
+    return kept
 
 
 def engine_option(row: Row) -> str:

@@ -153,7 +153,19 @@ def test_the_card_shows_the_numbers_of_the_results(artifact, document):
         if line.startswith("| `"):
             cells.append([cell.strip() for cell in line.strip("|").split(" | ")])
     stages = ["linear", "teacher", "dynamic", "dynamic-onnx", "openvino"]
-    assert [line[0] for line in cells] == [f"`{stage}`" for stage in stages]
+    names = [f"`{stage}`" for stage in stages]
+    assert [line[0] for line in cells] == names + names  # results, then speed and memory
+    for name, *speeds in cells[len(names) :]:
+        row = rows[name.strip("`")]
+        assert speeds == [
+            f"{row['latency_ms_p50']:.2f}",
+            f"{row['latency_ms_p95']:.2f}",
+            f"{row['throughput']:,.0f}",
+            f"{row['tokenize_ms']:.2f}" if row["tokenize_ms"] is not None else "",
+            f"{row['load_s']:.1f}",
+            f"{row['rss_mb']:.0f}",
+        ]
+    cells = cells[: len(names)]
     for name, _, size, smaller, ms, faster, quality, difference, accuracy, agreement in cells:
         row = rows[name.strip("`")]
         assert [size, smaller] == [f"{row['size_mb']:.2f}", f"{row['compression_ratio']:.2f}x"]

@@ -9,7 +9,7 @@ from result_builders import result_row, write_run
 
 from reporting import html, results, run_page
 from reporting.confusions import confusion_list
-from reporting.serving_advice import served_formats, shipping_advice
+from reporting.serving_advice import reason_to_ship_none, served_formats, shipping_advice
 
 
 def served_row(stage, engine, megabytes, ms, texts_s, macro_f1=0.8):
@@ -53,6 +53,36 @@ def test_a_question_that_changes_nothing_is_left_out():
     (only,) = shipping_advice([ROWS[0]])
     assert (only.question, only.stage) == ("", "torch-a")
     assert shipping_advice([]) == []
+
+
+def test_neighboring_questions_with_the_same_answer_are_one():
+    rows = [ROWS[2], served_row("fast", "openvino", 2.0, 1.0, 900), ROWS[5]]
+    assert [(step.question, step.stage) for step in shipping_advice(rows)] == [
+        ("Is the size of the download what counts?", "small"),
+        ("Does it answer one text at a time? Does it label many texts at once?", "fast"),
+        ("", "best"),
+    ]
+
+
+def test_of_equally_good_formats_the_smallest_is_the_best():
+    rows = [ROWS[5] | {"stage": "large", "bytes": 10**9}, ROWS[5], ROWS[2], ROWS[3], ROWS[4]]
+    assert shipping_advice(rows)[-1].stage == "best"
+
+
+def test_a_run_without_a_useful_format_says_so(tmp_path):
+    linear = result_row("linear", macro_f1=0.96, size_mb=0.05)
+    assert reason_to_ship_none(ROWS, linear) == (
+        "the best of them has macro-F1 0.9500, and the linear baseline 0.9600 with 0.05 MB"
+    )
+    assert reason_to_ship_none(ROWS, linear | {"macro_f1": 0.95}) == ""
+    constant = {"confusion": [[0, 9], [0, 9]], "f1.no": 0.0, "f1.yes": 0.6}
+    expected = "each of them predicts the same for every test row"
+    assert reason_to_ship_none([row | constant for row in ROWS], linear) == expected
+    assert reason_to_ship_none([ROWS[0], ROWS[1] | constant], linear) != expected
+    document = results.read_results(write_run(tmp_path))
+    document["rows"][0]["macro_f1"] = 0.99
+    page = ParsedPage(run_page.run_page(document, [], with_examples=False))
+    assert "None yet: the best of them has macro-F1 0.8000" in page.text
 
 
 def test_the_facts_are_those_of_the_row():
