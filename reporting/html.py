@@ -164,11 +164,10 @@ def label_confusion_table(labels: list[str], confusions: dict[str, list]) -> lis
 
 
 def f1_by_label(rows: list[Row], labels: list[str]) -> list[list[str]]:
-    """The F1 of each label for each row, headings first; empty if the rows have none."""
+    """The F1 of each label for each row, headings first; `-` if a row has no F1 of a label."""
     lines = [["Label", *(row["stage"] for row in rows)]]
     for label in labels:
         values = [row.get(f"f1.{label}") for row in rows]
-        if None in values:
-            return []
-        lines.append([label, *(f"{value:.4f}" for value in values)])
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
+        lines.append([label, *cells])
     return lines
