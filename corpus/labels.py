@@ -345,9 +345,9 @@ def read_single_column(
             )
     if cell_format.has_several_labels:
         return read_label_cells(column, places, cell_format)
+    classes, ids = read_classes(column)
     if separator is None:
         note_about_classes(column)
-    classes, ids = read_classes(column)
     return Task(classes, multi_label=False), ids
 
 
