@@ -26,6 +26,8 @@ REPORTERS = (  # the trackers of the Trainer
     *("kubeflow", "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb"),
 )
 
+VERSION = "0.2.0.dev0"  # of this project, as in CHANGELOG.md
+
 MAX_INPUT_GB = 2.0  # default of --max_input_gb, which inference.py also has
 
 
@@ -406,7 +408,7 @@ class Options:
         auto="pipeline, data set and six hexadecimal digits of the run's fingerprint",
     )
     output_dir: str = option(".", "parent directory of models/ and compressed_models/", OUTPUT)
-    audit: bool = option(False, "only audit the data: print the findings and train nothing", OUTPUT)
+    audit: bool = option(False, "only audit the data: print the findings, write nothing", OUTPUT)
     reuse: str | None = option(
         None, "additional directory to search for finished stages to reuse", OUTPUT, auto="none"
     )

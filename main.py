@@ -25,12 +25,22 @@ from runtime.terminal import CommandContext
 if TYPE_CHECKING:
     from corpus.columns import LabeledCorpus
 
+log = logging.getLogger(__name__)
+
 
 def log_level(options: Options) -> int:
     """The logging level that `--quiet` and `--verbose` ask for."""
     if options.quiet:
         return logging.ERROR
     return logging.DEBUG if options.verbose else logging.INFO
+
+
+def announcement(options: Options) -> str:
+    """The first line of a run: what it is about to do."""
+    if options.audit:
+        return f"audit {options.dataset_path}"
+    pipelines = ", ".join(run.pipeline for run in expand_runs(options))
+    return f"pipeline {pipelines} on {options.dataset_path}, teacher {options.teacher_path}"
 
 
 def read_data(options: Options) -> LabeledCorpus:
@@ -59,7 +69,14 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
     check_versions()
 
     with log_to_files() as run_log:
+        log.info(announcement(options))
         corpus = read_data(options)
+        log.info(
+            "%s rows, columns %s and %s; loading PyTorch and Transformers",
+            f"{corpus.table.num_rows:,}",
+            corpus.text_column,
+            ", ".join(corpus.label_columns),
+        )
         set_up_process(log_level(options))
         # these import torch, so they come after every check that does not need it
         from corpus.audit import audit_table
@@ -68,11 +85,11 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
         from reporting.results import text_table
 
         with open_experiments(expand_runs(options), corpus, run_log) as experiments:
-            context.log_files = [experiment.log_path for experiment in experiments]
             if options.audit:
                 if is_main_process():
                     print(audit_table(experiments[0].audit))
                 return 0
+            context.log_files = [experiment.log_path for experiment in experiments]
             for experiment in experiments:
                 experiment.run()
             if not is_main_process():

@@ -158,7 +158,8 @@ def open_experiments(
 ) -> Iterator[list[Experiment]]:
     """Check everything, split the data, and yield one experiment per run.
 
-    The runs differ only in their pipelines. The measuring process ends with the block.
+    The runs differ only in their pipelines. The measuring process ends with the block. An audit
+    has neither that process nor directories.
     """
     commands = [command_line(run) for run in runs]
     with ExitStack() as stack:
@@ -168,6 +169,9 @@ def open_experiments(
         runs = [resolve_defaults(run, columns) for run in runs]
         join_processes(runs[0].device)
         experiments = build_experiments(corpus, runs, commands)
+        if runs[0].audit:  # it writes nothing
+            yield experiments
+            return
 
         def lock_directories() -> None:
             for experiment in experiments:
@@ -180,7 +184,7 @@ def open_experiments(
             runner.call = call
         broadcast_from_main(lambda: open_directories(experiments, run_log))
         yield experiments
-        if is_main_process() and not runs[0].audit:
+        if is_main_process():
             for runner in runners:
                 delete_partials(runner.directory)
 
@@ -345,9 +349,7 @@ class Experiment:
             )
 
     def log_audit(self) -> None:
-        """Log what was read and found, unless the run prints it."""
-        if self.options.audit:
-            return
+        """Log what was read and found."""
         log.info(
             "%s: text %r, labels %s: %s\n%s",
             self.options.dataset_path,

@@ -12,7 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compression_config import GROUPS, OPTIONS, PIPELINES, REMOVED, Options, split_label_name
+from compression_config import (
+    GROUPS,
+    OPTIONS,
+    PIPELINES,
+    REMOVED,
+    VERSION,
+    Options,
+    split_label_name,
+)
 from runtime.errors import UserError
 from runtime.suggestions import did_you_mean, option_suggestion
 
@@ -36,7 +44,13 @@ Entries = dict[str, str | list[str]]  # option name -> its value or values, as t
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises UserError where argparse would exit."""
+    """The parser of a command: it has `--version`, and raises UserError where argparse would
+    exit."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        version = f"{self.prog} {VERSION}"
+        self.add_argument("--version", action="version", version=version)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message; unknown options get a suggestion."""

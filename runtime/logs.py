@@ -6,8 +6,10 @@ DEBUG only. Worker processes use the same level.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -25,7 +27,31 @@ PACKAGES = ("corpus", "encoders", "engines", "experiments", "reporting", "runtim
 OUR_LOGGERS = ("__main__", *PACKAGES, *(path.stem for path in ROOT.glob("*.py")))
 LIBRARY_LOGGERS = ("transformers", "datasets", "huggingface_hub")  # they install handlers
 NOISY_LOGGERS = ("torch.utils._pytree",)  # warns about torchao's own code at each import
-BAR_INTERVAL_IN_FILES_S = "10"  # between two states of a bar if stderr is a file or a pipe
+CURSOR_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+BAR_INTERVAL_IN_FILES_S = "5"  # between two states of a bar if stderr is a file or a pipe
+
+
+class LineStream(io.TextIOWrapper):
+    """Standard error as a file or a pipe, which has no cursor to move: each state of a progress bar
+    is a line of its own."""
+
+    is_after_bar = False
+
+    def __init__(self, descriptor: int, encoding: str):
+        file = io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False))
+        super().__init__(file, encoding=encoding, errors="backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        """Write a text; one that starts with a carriage return is a state of a bar."""
+        plain = CURSOR_CODE.sub("", text)
+        if plain.startswith("\r"):
+            state = plain.strip()  # empty if it erases the bar
+            super().write(f"{state}\n" if state else "")
+            self.is_after_bar = True
+        elif plain.strip("\n") or not self.is_after_bar:  # otherwise it ends the line of a bar
+            super().write(plain)
+            self.is_after_bar = False
+        return len(text)
 
 
 class EscapingFormatter(logging.Formatter):
@@ -92,6 +118,8 @@ def start_logging(level: int = logging.INFO) -> None:
     if level == logging.ERROR:
         os.environ["TQDM_DISABLE"] = "1"
     if not sys.stderr.isatty():
+        if sys.stderr is sys.__stderr__:  # neither a notebook's nor a test's
+            sys.stderr = LineStream(sys.stderr.fileno(), sys.stderr.encoding)
         os.environ.setdefault("TQDM_MININTERVAL", BAR_INTERVAL_IN_FILES_S)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -160,7 +160,7 @@ def end_on_signal(program: str, endings: dict[int, str], read_end: int, error_st
 
 def has_progress_bar() -> bool:
     """Whether a progress bar is on the last line of the terminal."""
-    tqdm = sys.modules.get("tqdm")
+    tqdm = sys.modules.get("tqdm") if sys.stderr.isatty() else None
     return bool(tqdm and getattr(getattr(tqdm, "tqdm", None), "_instances", None))
 
 

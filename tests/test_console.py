@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
-from compression_config import REPORTERS, Options
+from compression_config import REPORTERS, VERSION, Options
 from experiments.plan import STAGES
 from runtime import logs
 from runtime.command_line import command_line, parse_options
@@ -41,6 +42,20 @@ main.set_up_process = set_up_and_measure_quickly
 argv = [*sys.argv[1:], "--quiet"]
 codes = [main.main(argv), main.main(argv), main.main([*argv, "--batch", "0"])]
 assert codes == [0, 0, 2], codes
+"""
+
+BARS = """
+import logging
+from runtime.logs import start_logging
+start_logging()
+from tqdm import tqdm
+logging.getLogger("main").setLevel(logging.INFO)
+for step in tqdm(range(2), desc="outer", mininterval=0):
+    for part in tqdm(range(2), desc="inner", leave=False, mininterval=0):
+        pass
+    if step == 0:
+        logging.getLogger("main").info("said")
+logging.getLogger("main").info("the end")
 """
 
 
@@ -85,7 +100,10 @@ def test_a_run_shows_stages_and_bars_and_logs_the_same_without_bars(
     )  # elapsed < left
     log = tmp_path / "models" / "run" / "run.log"
     first = lines_of(log)
-    assert first[0] == f"experiment run, log in {log}: {command_line(parse_options(argv))}"
+    file = argv[argv.index("--dataset_path") + 1]
+    assert first[0] == f"pipeline baseline on {file}, teacher scratch:1x64"
+    assert first[1].startswith("160 rows, columns Comments and HateSpeech; loading PyTorch")
+    assert first[2] == f"experiment run, log in {log}: {command_line(parse_options(argv))}"
     assert (
         all(line in shown for line in first)
         and "it/s" not in log.read_text()
@@ -111,6 +129,56 @@ def test_a_quiet_process_shows_only_errors_and_no_bars(tmp_path, capsys):
     ]
     bars = [sys.executable, "-c", "from tqdm.auto import tqdm; list(tqdm(range(3)))"]
     assert subprocess.run(bars, capture_output=True, check=True).stderr == b""
+
+
+def test_a_run_announces_itself_before_it_reads_the_file(monkeypatch, capsys, tiny_csv):
+    import main
+
+    def read_data(_options: Options) -> None:
+        raise UserError("not read")
+
+    monkeypatch.setattr(main, "read_data", read_data)
+    assert main.main(["--dataset_path", str(tiny_csv), "--audit"]) == 2
+    first, error = capsys.readouterr().err.splitlines()
+    assert (first, error) == (f"audit {tiny_csv}", "main.py: error: not read")
+
+
+def test_a_file_or_a_pipe_gets_lines_and_a_terminal_a_bar(tmp_path):
+    command = [sys.executable, "-c", BARS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr and "\x1b" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert "" not in lines and lines.count("said") == 1 and lines[-1] == "the end"
+    states = [line for line in lines if line.startswith("outer")]
+    assert states[0].startswith("outer:   0%|") and states[-1].startswith("outer: 100%|")
+    assert any(line.startswith("inner:  50%|") for line in lines)
+
+
+def test_the_bars_of_a_file_are_shown_often_enough(monkeypatch):
+    monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
+    start_logging()
+    assert float(os.environ["TQDM_MININTERVAL"]) < 10
+
+
+@pytest.mark.parametrize(
+    "name", ["main.py", "inference.py", "evaluate.py", "benchmark.py", "report.py"]
+)
+def test_every_command_has_a_version(name):
+    command = [sys.executable, name, "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{name} {VERSION}\n", "")
+
+
+def test_pip_install_is_refused_in_one_line():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        backend = tomllib.load(file)["build-system"]
+    assert backend["backend-path"] == ["scripts"] and backend["requires"] == []
+    call = f"import {backend['build-backend']} as backend; backend.build_wheel('.')"
+    command = [sys.executable, "-c", call]
+    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("this project is not a package") and "requirements.txt" in line
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from experiments import evaluation_cache
 from reporting.run_page import training_histories
 from runtime import artifacts
 from runtime.checkpoints import LIST_NAME, delete_unusable, last_checkpoint, seal
+from runtime.command_line import expand_runs, parse_options
+from runtime.exit_codes import run_command
 from runtime.files import (
     atomic_write,
     file_sha256,
@@ -25,6 +27,7 @@ from runtime.files import (
     read_state,
     write_json,
 )
+from runtime.logs import log_to_files, start_logging
 
 NO_RECORDS = {
     "empty": b"",
@@ -275,60 +278,74 @@ DAMAGED_CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def audited(tiny_csv, tmp_path_factory) -> tuple[list[str], Path]:
-    """The command line of an audit and the config.yaml that it wrote."""
-    from main import main
+def open_run(argv: list[str]) -> int:
+    """Open the directories of a run and train nothing; returns the exit code."""
+    from experiments.experiment import open_experiments
+    from main import read_data
 
-    output = tmp_path_factory.mktemp("audited")
-    argv = ["--audit", "--dataset_path", str(tiny_csv), "--output_dir", str(output)]
+    def body(argv: list[str], _context: object) -> int:
+        options = parse_options(argv)
+        start_logging()
+        with log_to_files() as run_log:
+            corpus = read_data(options)
+            with open_experiments(expand_runs(options), corpus, run_log):
+                return 0
+
+    return run_command("main.py", body, argv)
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_csv, tmp_path_factory) -> tuple[list[str], Path]:
+    """The command line of a run whose directories are open, and the config.yaml that it wrote."""
+    output = tmp_path_factory.mktemp("opened")
+    argv = ["--dataset_path", str(tiny_csv), "--output_dir", str(output)]
     argv += ["--experiment", "run", "--device", "cpu"]
-    assert main(argv) == 0
+    assert open_run(argv) == 0
     return argv, output / "models" / "run" / "config.yaml"
 
 
 @pytest.mark.parametrize("content", DAMAGED_CONFIGS.values(), ids=DAMAGED_CONFIGS)
-def test_a_damaged_config_is_named_and_written_again(content, audited, run_main, capsys):
-    argv, config = audited
+def test_a_damaged_config_is_named_and_written_again(content, opened, capsys):
+    argv, config = opened
     before = config.read_bytes()
     damage(config, content)
-    assert run_main(argv) == 0
+    assert open_run(argv) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert len(lines) == 1 and str(config) in lines[0] and "--config" not in lines[0]
     assert config.read_bytes() == before
 
 
-def test_a_cut_config_of_the_same_options_is_written_again(audited, run_main, capsys):
-    argv, config = audited
+def test_a_cut_config_of_the_same_options_is_written_again(opened, capsys):
+    argv, config = opened
     before = config.read_bytes()
     for length in (1, 40, len(before) // 2, len(before) - 3):
         damage(config, before[:length])
-        assert run_main(argv) == 0, capsys.readouterr().err
+        assert open_run(argv) == 0, capsys.readouterr().err
         assert config.read_bytes() == before
 
 
-def test_a_config_of_other_options_is_refused_even_if_it_is_cut(audited, run_main, capsys):
-    argv, config = audited
+def test_a_config_of_other_options_is_refused_even_if_it_is_cut(opened, capsys):
+    argv, config = opened
     before = config.read_bytes()
     damage(config, before[: before.index(b"prune_method")])
-    assert run_main([*argv, "--batch", "16"]) == 2
+    assert open_run([*argv, "--batch", "16"]) == 2
     assert "already exists with other options (--batch was 32, now 16" in capsys.readouterr().err
     damage(config, b"sorcery: 3\n")
-    assert run_main(argv) == 2
+    assert open_run(argv) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "already exists with other options" in line and "'sorcery' is not an option" in line
-    assert run_main([*argv, "--overwrite"]) == 0
+    assert open_run([*argv, "--overwrite"]) == 0
     assert config.read_bytes() == before
 
 
-def test_every_other_file_of_an_audit_may_be_damaged(audited, run_main):
-    argv, config = audited
+def test_every_other_file_of_an_open_run_may_be_damaged(opened):
+    argv, config = opened
     for name in ("audit.json", "run.log", ".lock", "splits/test.parquet", "splits/train.parquet"):
         path = config.parent / name
         if path.exists():
             path.unlink()
         path.mkdir()
-        assert run_main(argv) == 0, name
+        assert open_run(argv) == 0, name
         assert path.is_file(), name
     assert json.loads((config.parent / "audit.json").read_text())
 

@@ -30,7 +30,7 @@ def test_defaults_are_the_documented_ones():
 def test_every_option_is_in_help_once_and_in_one_of_at_most_ten_groups():
     text = build_parser().format_help()
     assert set(OPTIONS) == set(as_record(Options()))
-    assert sorted(re.findall(r"^  --(\w+)", text, re.M)) == sorted(OPTIONS)
+    assert sorted(re.findall(r"^  --(\w+)", text, re.M)) == sorted([*OPTIONS, "version"])
     assert sum(option_table(group).count("| `--") for group in GROUPS) == len(OPTIONS)
     assert {declared.group for declared in OPTIONS.values()} == set(GROUPS) and len(GROUPS) == 10
 
