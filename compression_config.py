@@ -6,6 +6,7 @@ instant.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from types import NoneType, SimpleNamespace, UnionType
@@ -73,6 +74,17 @@ def split_label_name(pair: str) -> tuple[str, str]:
 
 
 LABEL_NAME = Rule("must be LABEL=NAME", lambda pair: all(split_label_name(pair)))
+
+
+def is_hub_name(value: str) -> bool:
+    """Whether a value can name a repository of the hub, with or without its owner."""
+    parts = value.split("/")
+    has_valid_parts = all(re.fullmatch(r"\w([\w.-]*\w)?", part, re.ASCII) for part in parts)
+    is_forbidden = "--" in value or ".." in value or value.endswith(".git")
+    return has_valid_parts and len(parts) <= 2 and len(parts[-1]) <= 96 and not is_forbidden
+
+
+HUB_NAME = Rule("must be NAME or OWNER/NAME, as the hub allows them", is_hub_name)
 WIDTH = Rule("must be a fraction in (0, 1) or an integer of at least 8", is_width)
 VOCABULARY = Rule("must be none, used, auto or an integer of at least 300", is_vocabulary_size)
 PLAIN_NAME = Rule(
@@ -413,7 +425,18 @@ class Options:
         None, "additional directory to search for finished stages to reuse", OUTPUT, auto="none"
     )
     overwrite: bool = option(False, "replace a run of the same name that had other options", OUTPUT)
-    no_examples: bool = option(False, "leave test texts out of report.html", OUTPUT)
+    push_to_hub: str | None = option(
+        None,
+        "upload the finished model to this private repository of the Hugging Face Hub; the token "
+        "is read from the environment variable HF_TOKEN",
+        OUTPUT,
+        rule=HUB_NAME,
+        auto="none",
+    )
+    no_benchmark: bool = option(
+        False, "do not measure times and memory; their columns stay empty", OUTPUT
+    )
+    no_examples: bool = option(False, "leave test texts out of report.html and the card", OUTPUT)
     config: str | None = option(
         None, "YAML file of options; the command line takes precedence", OUTPUT, auto="none"
     )
@@ -464,6 +487,8 @@ PLACE_OPTIONS = (  # they change neither a stage nor a result
     "output_dir",
     "reuse",
     "overwrite",
+    "push_to_hub",
+    "no_benchmark",
     "no_examples",
     "config",
     "quiet",

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING
 from compression_config import Options
 from runtime.command_line import expand_runs, parse_options
 from runtime.distributed import is_main_process
-from runtime.errors import ErrorCollector, check_versions, escape_unprintable
+from runtime.errors import ErrorCollector, UserError, check_versions, escape_unprintable
 from runtime.exit_codes import run_command
+from runtime.hub import check_repository, upload_model
 from runtime.logs import log_to_files, set_up_process, start_logging
 from runtime.terminal import CommandContext
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from corpus.columns import LabeledCorpus
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,8 @@ def announcement(options: Options) -> str:
 
 
 def read_data(options: Options) -> LabeledCorpus:
-    """The labeled file; UserError with everything that is wrong with it and with the model specs.
+    """The labeled file; UserError with everything that is wrong with it, with the model specs, or
+    with the repository to upload to.
 
     It needs no torch, so that these errors are reported within a second or two.
     """
@@ -57,6 +61,8 @@ def read_data(options: Options) -> LabeledCorpus:
     with errors:
         check_specs(expand_runs(options))
     errors.raise_if_any()
+    if options.push_to_hub and not options.audit:
+        check_repository(options.push_to_hub)
     return corpus
 
 
@@ -102,7 +108,23 @@ def run_pipelines(argv: list[str] | None, context: CommandContext) -> int:
     rejections = rejection_lines(experiments)
     for line in rejections:
         print(f"main.py: {escape_unprintable(line)}", file=sys.stderr)
+    if options.push_to_hub and experiments[0].has_format:
+        sys.stdout.flush()
+        if not upload(experiments[0].artifact, options.push_to_hub):
+            return 1
     return 3 if rejections else 0
+
+
+def upload(artifact: Path, name: str) -> bool:
+    """Upload a finished model; returns whether this worked, and says so."""
+    log.info("upload %s", artifact)
+    try:
+        address = upload_model(artifact, name)
+    except UserError as error:
+        error.print_to_stderr("main.py")
+        return False
+    log.info("uploaded to %s, a private repository", address)
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ were interrupted, their times are reported, but no ratio of them.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -53,7 +54,26 @@ INPUT_KINDS = {  # by the column that the time fills
     "tokenize_ms": InputKind(1, None),
 }
 
-BUDGET_S = 2.0  # per format and kind of input; after it, only the minimum of rounds is completed
+TIMING_COLUMNS = (
+    *INPUT_KINDS,
+    "latency_ms_p95",
+    "latency_ms_min",
+    "latency_ms_cpu",
+    "spread",
+    "best_wait",
+    "core_wait",
+    "other_load",
+    "steady",
+    "load_s",
+    "rss_mb",
+    "threads",
+    "speedup_torch",
+    "speedup_engine",
+)
+
+BUDGET_S = (
+    2.0  # at most, per format and kind of input; after it, only the minimum of rounds is completed
+)
 WARM_UP_S = 0.5  # maximum per burst
 MIN_WARM_UP_S = 0.02
 STEADY_SPREAD = 1.25  # maximum of median / min over the passes of one input
@@ -118,26 +138,32 @@ def measure(
     kinds: Collection[str] = tuple(INPUT_KINDS),
     *,
     with_startup: bool = True,
+    budget_s: float = math.inf,
 ) -> dict[str, dict[str, Any]]:
     """Format name -> the columns of `timing_metrics` and `measure_startup`, and `threads`.
 
     All engines use the same number of threads, by default torch's. `kinds` are keys of INPUT_KINDS;
-    `latency_ms_p50` must be among them. `with_startup=False` leaves out load time and memory. The
-    linear baseline has no tokenizer, so its time includes the vectorizer.
+    `latency_ms_p50` must be among them. `with_startup=False` leaves out load time and memory. After
+    `budget_s` seconds, every kind of input gets only its minimum of rounds. The linear baseline has
+    no tokenizer, so its time includes the vectorizer.
     """
     import torch
 
     threads = threads or torch.get_num_threads()
     num_texts = min(len(texts), 32 * TIMING_PLANS[32].max_rounds)
     sample = random.Random(seed).sample(texts, num_texts)
-    bursts = time_formats(formats, sample, max_length, device, threads, kinds)
+    deadline_s = time.perf_counter() + budget_s
+    startups = {}
+    if with_startup:
+        for model_format in tqdm(formats, desc="benchmark, fresh processes", leave=False):
+            startups[model_format.name] = measure_startup(
+                model_format, sample, max_length, threads, device
+            )
+    bursts = time_formats(formats, sample, max_length, device, threads, kinds, deadline_s)
     rows = {}
-    for model_format in tqdm(formats, desc="benchmark, fresh processes", leave=False):
+    for model_format in formats:
         row = timing_metrics(bursts[model_format.name], threads)
-        if with_startup:
-            row |= measure_startup(model_format, sample, max_length, threads, device)
-        row["threads"] = threads
-        rows[model_format.name] = row
+        rows[model_format.name] = row | startups.get(model_format.name, {}) | {"threads": threads}
     return rows
 
 
@@ -148,13 +174,17 @@ def time_formats(
     device: str,
     threads: int,
     kinds: Collection[str],
+    deadline_s: float = math.inf,
 ) -> dict[str, dict[str, list[Burst]]]:
-    """Format name -> kind of input -> bursts. A kind that a format cannot be timed on is absent."""
+    """Format name -> kind of input -> bursts. A kind that a format cannot be timed on is absent.
+
+    The time until `deadline_s` (of `perf_counter`) is shared equally by the kinds.
+    """
     calls: dict[str, Call] = {}
     available: dict[str, list[str]] = {}
     bursts: dict[str, dict[str, list[Burst]]] = {entry.name: {} for entry in formats}
     with engine_processes({entry.engine for entry in formats}) as processes:
-        for entry in formats:
+        for entry in tqdm(formats, desc="benchmark, load", leave=False):
             call = processes[entry.engine]
             calls[entry.name] = call
             available[entry.name] = call(
@@ -167,9 +197,10 @@ def time_formats(
                 threads,
                 device,
             )
-        for kind in kinds:
+        for position, kind in enumerate(kinds):
             timed = {name: call for name, call in calls.items() if kind in available[name]}
-            for name, bursts_of_kind in time_interleaved(timed, kind).items():
+            left_s = (deadline_s - time.perf_counter()) / (len(kinds) - position)
+            for name, bursts_of_kind in time_interleaved(timed, kind, left_s).items():
                 bursts[name][kind] = bursts_of_kind
     return bursts
 
@@ -183,13 +214,16 @@ def engine_processes(engines: set[str]) -> Iterator[dict[str, Call]]:
         yield {engine: stack.enter_context(measuring_process()) for engine in sorted(engines)}
 
 
-def time_interleaved(calls: dict[str, Call], kind: str) -> dict[str, list[Burst]]:
+def time_interleaved(
+    calls: dict[str, Call], kind: str, budget_s: float = math.inf
+) -> dict[str, list[Burst]]:
     """Format name -> its bursts. Every round visits all formats once, with the same inputs.
 
-    `calls` maps each format to the `call` of the process that has it loaded.
+    `calls` maps each format to the `call` of the process that has it loaded. After `budget_s`
+    seconds, and after BUDGET_S per format, only the minimum of rounds is completed.
     """
     plan = TIMING_PLANS[INPUT_KINDS[kind].batch]
-    deadline_s = time.perf_counter() + BUDGET_S * len(calls)
+    deadline_s = time.perf_counter() + min(budget_s, BUDGET_S * len(calls))
     bursts: dict[str, list[Burst]] = {name: [] for name in calls}
     for turn in tqdm(range(plan.max_rounds), desc=f"benchmark, {kind}", leave=False):
         if turn >= plan.min_rounds and time.perf_counter() > deadline_s:

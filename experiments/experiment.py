@@ -22,7 +22,7 @@ from encoders.start import start_tokenizer
 from engines.engine import ModelFormat, serving_files
 from experiments.checks import check_runs, distilling_run, resolve_defaults, with_default_student
 from experiments.stages import StageRunner
-from experiments.timing import add_times
+from experiments.timing import add_empty_times, add_times
 from metrics import interval_of_mean
 from reporting import results
 from reporting.model_card import write_card
@@ -226,7 +226,11 @@ def finish_experiments(experiments: list[Experiment]) -> list[list[Row]]:
     Only the first repeat is timed: the others have the same shapes, or nearly the same if a
     vocabulary was trimmed to other texts.
     """
-    add_times([experiment.runners[0] for experiment in experiments])
+    runners = [experiment.runners[0] for experiment in experiments]
+    if experiments[0].options.no_benchmark:
+        add_empty_times(runners)
+    else:
+        add_times(runners)
     rows = [experiment.results() for experiment in experiments]
     warnings = [results.warnings_of(experiment_rows) for experiment_rows in rows]
     for line in prefix_pipelines(experiments, warnings):
@@ -280,6 +284,18 @@ def label_counts(split: Dataset, task: Task) -> dict[str, int]:
     else:
         counts = np.bincount(labels, minlength=len(task.labels))
     return {name: int(count) for name, count in zip(task.labels, counts, strict=True)}
+
+
+def label_examples(split: Dataset, task: Task) -> dict[str, str]:
+    """Label -> the first text of a split that has it; labels without rows are absent."""
+    labels = label_array(split)
+    examples = {}
+    for position, label in enumerate(task.labels):
+        has_label = labels[:, position] == 1 if task.multi_label else labels == position
+        rows = np.flatnonzero(has_label)
+        if len(rows):
+            examples[label] = split[int(rows[0])]["text"]
+    return examples
 
 
 class Experiment:
@@ -378,6 +394,11 @@ class Experiment:
         """The rows of the repeat whose model becomes the artifact."""
         return list(self.runners[0].rows.values())
 
+    @property
+    def has_format(self) -> bool:
+        """Whether the artifact contains a model: the quality gate did not reject every format."""
+        return bool(self.runners[0].accepted_formats())
+
     def about(self) -> dict[str, Any]:
         """What results and model card contain besides options and rows."""
         first = self.runners[0]
@@ -432,6 +453,9 @@ class Experiment:
         write_page(directory, audit_lines(self.audit), with_examples=not self.options.no_examples)
         first_repeat = results.rows_of_repeat(rows, self.runners[0].name)
         by_stage = {row["stage"]: row for row in first_repeat}
+        examples = {}
+        if not self.options.no_examples:
+            examples = label_examples(self.runners[0].splits["test"], self.task)
         write_card(
             directory,
             [by_stage["linear"], by_stage["teacher"]],
@@ -439,6 +463,7 @@ class Experiment:
             results.warnings_of(first_repeat),
             options,
             about,
+            examples,
         )
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from reporting import plots
 from reporting.plots import Point
+from reporting.results import is_timed
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 SCRIPT_NAME = "page.js"
@@ -72,9 +73,11 @@ def render(template: str, **values: Any) -> str:
 
 
 def plot_points(rows: dict[str, Row], cost: str) -> list[Point]:
-    """The named rows as points of a plot of quality against `cost`."""
+    """The named rows that have a value of `cost`, as points of a plot of quality against it."""
     points = []
     for name, row in rows.items():
+        if row.get(cost) is None:
+            continue
         low = row.get("macro_f1_low")
         high = row.get("macro_f1_high")
         points.append(Point(visible(name), row[cost], row["macro_f1"], low, high))
@@ -91,6 +94,8 @@ def trade_off_plots(
     figures = []
     for cost, label in COSTS.items():
         points = plot_points(rows, cost)
+        if not points:
+            continue
         svg = plots.plot_trade_off(points, label, cost + id_suffix, only_front=only_front)
         figures.append(Markup(svg))
     return figures
@@ -104,7 +109,10 @@ def front_table(rows: dict[str, Row]) -> list[list[str]]:
     lines = []
     for name, row in sorted(rows.items(), key=size_and_name):
         if visible(name) in names_on_front:
-            costs = [f"{row[cost]:.2f}" for cost in COSTS]
+            costs = []
+            for cost in COSTS:
+                is_measured = row.get(cost) is not None
+                costs.append(f"{row[cost]:.2f}" if is_measured else "")
             lines.append([name, *costs, f"{row['macro_f1']:.4f}"])
     return lines
 
@@ -129,7 +137,7 @@ def training_plots(histories: dict[str, list[dict]]) -> list[Markup]:
 def bar_rows(rows: list[Row]) -> list[dict[str, str]]:
     """Stage, size and latency as text, and each as a fraction of the largest, for the bars."""
     max_mb = max(row["size_mb"] for row in rows)
-    max_ms = max(row["latency_ms_p50"] for row in rows)
+    max_ms = max((row["latency_ms_p50"] for row in rows if is_timed(row)), default=0)
     bars = []
     for row in rows:
         bars.append(
@@ -137,8 +145,8 @@ def bar_rows(rows: list[Row]) -> list[dict[str, str]]:
                 "stage": row["stage"],
                 "mb": f"{row['size_mb']:.2f}",
                 "mb_share": f"{row['size_mb'] / max_mb:.3f}",
-                "ms": f"{row['latency_ms_p50']:.2f}",
-                "ms_share": f"{row['latency_ms_p50'] / max_ms:.3f}",
+                "ms": f"{row['latency_ms_p50']:.2f}" if is_timed(row) else "",
+                "ms_share": f"{row['latency_ms_p50'] / max_ms:.3f}" if is_timed(row) else "0",
             }
         )
     return bars

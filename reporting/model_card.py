@@ -17,7 +17,15 @@ from huggingface_hub.utils import validate_repo_id
 
 from compression_config import PIPELINES
 from reporting.markdown import code_block, escape_markdown, markdown_from_cells, one_line
-from reporting.results import Row, difference_cell, is_unmeasurable, speed_cells, speedup_cell
+from reporting.results import (
+    Row,
+    difference_cell,
+    is_timed,
+    is_unmeasurable,
+    size_and_latency,
+    speed_cells,
+    speedup_cell,
+)
 from reporting.snippets import engines_of, snippets_of, weights_file
 from runtime.errors import escape_unprintable
 
@@ -34,6 +42,7 @@ PRUNED_LAYERS = {  # --prune_layers -> in words
     "attention": "the attention's Linear layers",
     "ffn": "the feed-forward blocks",
 }
+MAX_EXAMPLE_CHARACTERS = 120
 PATH_OPTIONS = ("dataset_path", "validation_path", "test_path", "unlabeled_path")
 
 
@@ -130,15 +139,27 @@ def interval_text(row: Row, metric: str) -> str:
     return f"{row[metric]:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def label_table(about: dict[str, Any]) -> str:
-    """How many rows of each split have each label."""
+def label_table(about: dict[str, Any], examples: dict[str, str]) -> str:
+    """How many rows of each split have each label, and a text of it if there are examples."""
     splits = about["split_rows"]
     lines = [["label", *(f"{split} rows" for split in splits)]]
     for label in about["labels"]:
         counts = [f"{about['label_rows'][split][label]:,}" for split in splits]
         lines.append([escape_markdown(label), *counts])
     lines.append(["all rows", *(f"{count:,}" for count in splits.values())])
+    if examples:
+        lines[0].append("example from the test rows")
+        for label, line in zip(about["labels"], lines[1:-1], strict=True):
+            line.append(escape_markdown(shortened_example(examples.get(label, ""))))
+        lines[-1].append("")
     return markdown_from_cells(lines)
+
+
+def shortened_example(text: str) -> str:
+    """A text of at most MAX_EXAMPLE_CHARACTERS, which ends in [...] if it was cut."""
+    if len(text) <= MAX_EXAMPLE_CHARACTERS:
+        return text
+    return f"{text[:MAX_EXAMPLE_CHARACTERS]} [...]"
 
 
 def results_table(formats: list[Row], included: list[Row]) -> str:
@@ -162,7 +183,7 @@ def results_table(formats: list[Row], included: list[Row]) -> str:
             f"`{weights_file(row)}`" if row in included else "not included",
             f"{row['size_mb']:.2f}",
             f"{row['compression_ratio']:.2f}x",
-            f"{row['latency_ms_p50']:.2f}",
+            f"{row['latency_ms_p50']:.2f}" if is_timed(row) else "",
             speedup_cell(row),
             interval_text(row, "macro_f1"),
             difference_cell(row),
@@ -211,11 +232,12 @@ def write_card(
     notes: list[str],
     options: dict[str, Any],
     about: dict[str, Any],
+    examples: dict[str, str],
 ) -> None:
     """Write the card of the shipped model in `directory`.
 
     `baselines` are the rows of the linear baseline and the teacher, `rows` those of the shipped
-    formats, `notes` the warnings of the run.
+    formats, `notes` the warnings of the run, `examples` a text of each label, or none.
     """
     _, teacher = baselines
     multi_label = about["problem_type"] == "multi_label_classification"
@@ -231,6 +253,9 @@ def write_card(
         num_labels=len(about["labels"]),
         test_rows=about["split_rows"]["test"],
         smallest=smallest,
+        smallest_cost=size_and_latency(smallest) if smallest else "",
+        teacher_cost=size_and_latency(teacher),
+        is_timed=is_timed(teacher),
         difference=difference_cell(smallest) if smallest else "",
         unmeasurable=bool(smallest) and is_unmeasurable(smallest),
         teacher=teacher,
@@ -239,7 +264,7 @@ def write_card(
         other_paths=[name for name in PATH_OPTIONS[1:] if options[name]],
         steps=PIPELINES[options["pipeline"]],
         pruned_layers=PRUNED_LAYERS[options["prune_layers"]],
-        label_table=label_table(about),
+        label_table=label_table(about, examples),
         results_table=results_table(formats, rows),
         speed_table=speed_table(formats),
         f1_table=f1_table(formats, about["labels"]),

@@ -81,8 +81,16 @@ def is_unmeasurable(row: Row) -> bool:
     return low is not None and low <= 0 <= high
 
 
+def is_timed(row: Row) -> bool:
+    """Whether a format was timed: none is with `--no_benchmark`."""
+    return row.get("latency_ms_p50") is not None
+
+
 def speedup_cell(row: Row) -> str:
-    """The speedup over the teacher in torch; n/a if the machine was too busy for a ratio."""
+    """The speedup over the teacher in torch; n/a if the machine was too busy for a ratio, and empty
+    without times."""
+    if not is_timed(row):
+        return ""
     speedup = row.get("speedup_torch")
     return "n/a" if speedup is None else f"{speedup:.2f}x"
 
@@ -305,7 +313,9 @@ def points_text(row: Row) -> str:
 
 
 def size_and_latency(row: Row) -> str:
-    """Size and latency of a row in words."""
+    """Size and, if it was measured, latency of a row in words."""
+    if not is_timed(row):
+        return f"{row['size_mb']:.2f} MB"
     return f"{row['size_mb']:.2f} MB and {row['latency_ms_p50']:.2f} ms"
 
 
@@ -319,7 +329,9 @@ def verdict(rows: list[Row]) -> str:
         )
     size = ratio_text(row["compression_ratio"], "smaller", "larger", "same size")
     compared = [other for other in rows if other["stage"] in ("teacher", row["stage"])]
-    if row["speedup_torch"] is None:
+    if not is_timed(row):
+        speed = "speed not measured"
+    elif row["speedup_torch"] is None:
         speed = "speed not compared (the machine was busy)"
     else:
         speed = ratio_text(row["speedup_torch"], "faster", "slower", "same speed")
@@ -344,6 +356,14 @@ def warnings_of(rows: list[Row]) -> list[str]:
         notes += loss_warnings(row)
     notes += baseline_warnings(final_row(rows), by_stage["linear"])
     notes += width_warnings(final_row(rows))
+    return notes + timing_warnings(rows)
+
+
+def timing_warnings(rows: list[Row]) -> list[str]:
+    """Notes if times were not measured or cannot be trusted."""
+    if not any(map(is_timed, rows)):
+        return ["times and memory were not measured (--no_benchmark)"]
+    notes = []
     unsteady = [row["stage"] for row in rows if not row.get("steady", True)]
     if unsteady:
         notes.append(f"the machine was busy: do not trust the times of {', '.join(unsteady)}")

@@ -22,6 +22,7 @@ from compression_config import (
     split_label_name,
 )
 from runtime.errors import UserError
+from runtime.hub import token_errors
 from runtime.suggestions import did_you_mean, option_suggestion
 
 SEPARATOR = "--"  # argparse takes it for the end of the options, even as a value
@@ -31,6 +32,7 @@ KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: 
 EXCLUDED_FROM_ABLATION = {
     "pipeline": "an ablation runs the pipelines named after --run_ablation",
     "experiment": "each pipeline of an ablation is an experiment with its own name",
+    "push_to_hub": "an ablation has several models; upload the one that you choose with hf upload",
 }
 INPUT_FILES = ("dataset_path", "validation_path", "test_path", "unlabeled_path")
 
@@ -527,6 +529,8 @@ def parse_options(argv: list[str] | None = None) -> Options:
         errors += ablation_errors(options, entries)
         errors += list(dict.fromkeys(combinations))
     errors += path_errors(options, entries.keys() - values.keys())
+    if options.push_to_hub:
+        errors += token_errors(options.push_to_hub)
     if errors:
         raise UserError(*errors)
     return options

@@ -3,7 +3,7 @@
 | code | meaning |
 |---|---|
 | 0 | success |
-| 1 | a file could not be written or read, or nothing could be done |
+| 1 | a file could not be written or read, an upload failed, or nothing could be done |
 | 2 | a wrong option, an unusable file, or a value that is not finite (UserError) |
 | 3 | finished, but the quality gate rejected a format |
 | 129, 130, 143 | hung up, interrupted, terminated |

@@ -61,9 +61,9 @@ def ablation(tiny_csv, tmp_path_factory, in_measuring_process):
             evaluated.append(arguments[0].name)
         return in_measuring_process(function, *arguments)
 
-    def note_timed(formats, *arguments):
+    def note_timed(formats, *arguments, **settings):
         timed.append(len(formats))
-        return measure(formats, *arguments, kinds=("latency_ms_p50", "throughput"))
+        return measure(formats, *arguments, **settings, kinds=("latency_ms_p50", "throughput"))
 
     argv = ["--run_ablation", "--dataset_path", str(tiny_csv), "--output_dir", str(output), *SMALL]
     with quick_measuring(note_evaluated), pytest.MonkeyPatch.context() as patch:

@@ -190,7 +190,11 @@ def test_the_card_shows_the_numbers_of_the_results(artifact, document):
         "validation": {HOSTILE: 8, "plain": 8},
         "test": {HOSTILE: 16, "plain": 16},
     }
-    assert "| plain | 56 | 8 | 16 |" in text and "| all rows | 112 | 16 | 32 |" in text
+    assert "| plain | 56 | 8 | 16 | " in text and "| all rows | 112 | 16 | 32 |  |" in text
+    test = pd.read_parquet(Path(rows["teacher"]["directory"]).parent / "splits" / "test.parquet")
+    for number, label in enumerate(document["labels"]):
+        example = test["text"][test["label"] == number].iloc[0]
+        assert f"| 16 | {escape_markdown(example)} |" in text, label
     assert f"{rows['teacher']['parameters']:,} parameters" in text
     assert document["command"] in text and f"torch {document['versions']['torch']}" in text
 
@@ -199,7 +203,7 @@ def test_snippets_run_in_a_fresh_process_and_answer_as_the_classifier_does(
     artifact, document, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    codes = python_blocks(artifact)
+    codes = [code for code in python_blocks(artifact) if "optimum" not in code]
     packages = [*FORMATS, "inference"]
     for code, package in zip(codes, packages, strict=True):
         assert f"import {package}" in code or f"from {package}" in code
@@ -268,8 +272,9 @@ def test_no_name_breaks_the_page(artifact):
     assert not re.search(r"(?<!\\)[<\[](script|l)", prose)
     label_lines = [line for line in prose.splitlines() if line.startswith("| a")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in label_lines]
-    # a label and all rows by split, and the F1 of the label: its own bar separates no cells
-    assert widths == [5, 5, 7]
+    # a label and all rows by split with examples, and the F1 of the label: its own bar separates
+    # no cells
+    assert widths == [6, 6, 7]
     assert (
         escape_markdown("a\x85b\u2028c \x1b[31m\udce9 www.x.y")
         == "a b c \ufffd\\[31m\ufffd www\\.x.y"
@@ -283,7 +288,7 @@ def test_names_in_options_notes_and_machine_are_escaped(artifact, document, tmp_
     config |= {"text_column": HOSTILE, "label_columns": [HOSTILE], "unlabeled_path": HOSTILE}
     about = document | {"experiment": HOSTILE, "machine": {"cpu": HOSTILE, "cores": 2}}
     baselines = [rows["linear"], rows["teacher"]]
-    model_card.write_card(tmp_path, baselines, [], [HOSTILE, "{{ 7 * 7 }}"], config, about)
+    model_card.write_card(tmp_path, baselines, [], [HOSTILE, "{{ 7 * 7 }}"], config, about, {})
     text = REGEX_YAML_BLOCK.sub("", text_of(tmp_path))
     prose = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", text, flags=re.S | re.M)
     assert len([line for line in prose.splitlines() if line.startswith("#")]) == 7
@@ -320,7 +325,7 @@ def test_the_size_of_a_format_includes_its_files_and_no_card(artifact, document)
 def test_a_card_without_formats_says_so_and_lists_no_results(artifact, document, tmp_path):
     rows = rows_by_stage(document)
     baselines = [rows["linear"], rows["teacher"]]
-    model_card.write_card(tmp_path, baselines, [], [], document["config"], document)
+    model_card.write_card(tmp_path, baselines, [], [], document["config"], document, {})
     card = ModelCard.load(tmp_path / "README.md")
     assert "each lost more than the run's `--max_f1_drop` allows" in card.text
     assert "```python" not in card.text

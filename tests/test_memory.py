@@ -100,6 +100,8 @@ INVALIDATES = {  # option -> the stages, without baselines, that it invalidates
     "verbose": set(),
     "report_to": set(),
     "no_examples": set(),
+    "no_benchmark": set(),
+    "push_to_hub": set(),
 }
 FROM_THE_FILE = {
     "dataset_path",

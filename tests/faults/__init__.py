@@ -12,9 +12,21 @@ from faults import (
     readers,
     reporting,
     scripts,
+    sharing,
     training,
 )
 from faults.fault import Fault
 
-AREAS = (data, readers, encoders, loading, training, engines, reporting, experiments, scripts)
+AREAS = (
+    data,
+    readers,
+    encoders,
+    loading,
+    training,
+    engines,
+    reporting,
+    experiments,
+    scripts,
+    sharing,
+)
 FAULTS: tuple[Fault, ...] = tuple(fault for area in AREAS for fault in area.FAULTS)
