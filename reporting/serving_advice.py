@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reporting.constant_models import constant_prediction
-from reporting.results import Row, is_unmeasurable
+from reporting.results import Row, is_timed, is_unmeasurable
 
 WEIGHT_SUFFIXES = (".onnx", ".xml")
 
@@ -29,7 +29,9 @@ class ServedFormat(NamedTuple):
 
 def format_facts(row: Row) -> str:
     """Size, speed and quality of a row in words."""
-    facts = [f"{row['size_mb']:.2f} MB", f"{row['latency_ms_p50']:.2f} ms per text"]
+    facts = [f"{row['size_mb']:.2f} MB"]
+    if is_timed(row):
+        facts.append(f"{row['latency_ms_p50']:.2f} ms per text")
     if row.get("throughput"):
         facts.append(f"{row['throughput']:,.0f} texts/s in batches")
     quality = f"macro-F1 {row['macro_f1']:.4f}"
@@ -87,7 +89,8 @@ def shipping_advice(rows: list[Row]) -> list[Advice]:
         rows = [row for row in rows if row.get("engine") != "torch"]
     if len(rows) > 1:
         questions.append(("Is the size of the download what counts?", rows, size_of))
-        questions.append(("Does it answer one text at a time?", rows, latency_of))
+        if all(map(is_timed, rows)):
+            questions.append(("Does it answer one text at a time?", rows, latency_of))
         if all(row.get("throughput") for row in rows):
             questions.append(("Does it label many texts at once?", rows, seconds_per_text))
     questions.append(("", rows, loss_of))
