@@ -155,16 +155,20 @@ def test_the_card_shows_the_numbers_of_the_results(artifact, document):
     stages = ["linear", "teacher", "dynamic", "dynamic-onnx", "openvino"]
     names = [f"`{stage}`" for stage in stages]
     assert [line[0] for line in cells] == names + names  # results, then speed and memory
+    patterns = {
+        "latency_ms_p50": "{:.2f}",
+        "latency_ms_p95": "{:.2f}",
+        "throughput": "{:,.0f}",
+        "tokenize_ms": "{:.2f}",
+        "load_s": "{:.1f}",
+        "rss_mb": "{:.0f}",
+    }
     for name, *speeds in cells[len(names) :]:
-        row = rows[name.strip("`")]
-        assert speeds == [
-            f"{row['latency_ms_p50']:.2f}",
-            f"{row['latency_ms_p95']:.2f}",
-            f"{row['throughput']:,.0f}",
-            f"{row['tokenize_ms']:.2f}" if row["tokenize_ms"] is not None else "",
-            f"{row['load_s']:.1f}",
-            f"{row['rss_mb']:.0f}",
-        ]
+        values = [rows[name.strip("`")][metric] for metric in patterns]
+        expected = []
+        for value, pattern in zip(values, patterns.values(), strict=True):
+            expected.append("" if value is None else pattern.format(value))
+        assert speeds == expected
     cells = cells[: len(names)]
     for name, _, size, smaller, ms, faster, quality, difference, accuracy, agreement in cells:
         row = rows[name.strip("`")]
