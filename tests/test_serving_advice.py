@@ -138,9 +138,10 @@ def test_many_classes_are_shown_as_confusions(tmp_path):
     confusion = [[5 if true == predicted else 0 for predicted in range(21)] for true in range(21)]
     confusion[4][9] = 5
     confusion[9][4] = 1
+    confusion[9][9] = 3
     assert confusion_list(labels, confusion)[1:] == [
         ["class 4", "class 9", "5", "50%"],
-        ["class 9", "class 4", "1", "17%"],
+        ["class 9", "class 4", "1", "25%"],
     ]
     artifact = write_run(tmp_path)
     document = json.loads((artifact / "results_final.json").read_text()) | {"labels": labels}
