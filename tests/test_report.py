@@ -479,8 +479,8 @@ def test_runs_with_the_same_name_are_named_after_their_directories(synthetic_run
             "but without a row linear and teacher",
         ),
         (
-            ["{folder}/no_time", "--html", "{folder}/all.html"],
-            "but latency_ms_p50 of teacher is None, not a number",
+            ["{folder}/bad_time", "--html", "{folder}/all.html"],
+            "but latency_ms_p50 of teacher is fast, not a number",
         ),
         (["{folder}/list"], "contains no results_final.json of a run"),
     ],
@@ -491,7 +491,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(tmp_path, capsys, argv, exp
     documents = {
         "no_teacher": {"rows": [result_row("fp16")]},
         "list": [1],
-        "no_time": {"rows": [result_row("linear"), result_row("teacher", latency_ms_p50=None)]},
+        "bad_time": {"rows": [result_row("linear"), result_row("teacher", latency_ms_p50="fast")]},
     }
     for name, document in documents.items():
         (folder / name).mkdir(parents=True)
